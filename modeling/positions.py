@@ -1,0 +1,134 @@
+"""Position tables, resized to the grid at hand.
+
+Unusual: the two-dimensional tables are resized with `antialias=True`, whose kernel differs from plain bicubic even
+when enlarging; and resized tables are kept, because the parameters behind them do not change in inference.
+"""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+__all__ = ["PositionTableCache", "relative_positions", "resize_position_grid", "resize_relative_positions"]
+
+
+def resize_position_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a table of absolute positions, bicubic and antialiased, in float32.
+
+    Args:
+        table (`torch.Tensor` of shape `(height, width, dim)`): positions of the grid that the model was trained on.
+        size (`tuple[int, int]`): rows and columns wanted.
+
+    Returns:
+        `torch.Tensor` of shape `(*size, dim)`, in the table's dtype and on its device.
+    """
+    if tuple(table.shape[:2]) == tuple(size):
+        return table
+    # MPS has no antialiased bicubic kernel.
+    working_device = torch.device("cpu") if table.device.type == "mps" else table.device
+    image = table.to(working_device, torch.float32).permute(2, 0, 1)[None]  # -> (1, dim, height, width)
+    image = nn.functional.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return image[0].permute(1, 2, 0).to(table.device, table.dtype)
+
+
+def resize_relative_positions(table: torch.Tensor, length: int) -> torch.Tensor:
+    """Resize a table of relative positions along its first axis, linear with half-pixel centres, in float32.
+
+    Args:
+        table (`torch.Tensor` of shape `(2 * n - 1, dim)`): one row a distance, from `-(n - 1)` to `n - 1`.
+        length (`int`): rows wanted.
+
+    Returns:
+        `torch.Tensor` of shape `(length, dim)`, in the table's dtype.
+    """
+    if table.shape[0] == length:
+        return table
+    rows = table.to(torch.float32).transpose(0, 1)[None]  # (rows, dim) -> (1, dim, rows)
+    return nn.functional.interpolate(rows, size=length, mode="linear")[0].transpose(0, 1).to(table.dtype)
+
+
+def relative_positions(table: torch.Tensor, size: int) -> torch.Tensor:
+    """Look up the relative position of every query and key along one axis of `size` positions.
+
+    Args:
+        table (`torch.Tensor` of shape `(2 * n - 1, dim)`): one row a distance; resized to `2 * size - 1` rows.
+        size (`int`): positions along the axis.
+
+    Returns:
+        `torch.Tensor` of shape `(size, size, dim)`: entry `[i, k]` belongs to the distance `i - k`.
+    """
+    table = resize_relative_positions(table, 2 * size - 1)
+    positions = torch.arange(size, device=table.device)
+    return table[positions[:, None] - positions[None, :] + size - 1]
+
+
+class _Entry(NamedTuple):
+    parameter: weakref.ref[torch.Tensor]
+    state: tuple[int, int]
+    source: torch.Tensor | None
+    table: torch.Tensor
+
+
+class PositionTableCache:
+    """Keeps what was made of a position parameter, for inference.
+
+    An entry is dropped as soon as its parameter is another one or was written to, so that loading or training weights
+    needs no call here. Nothing is kept where gradients must reach the parameter, and nothing while a graph is traced.
+
+    Args:
+        max_entries (`int`, defaults to 8): grids to keep; the one used longest ago goes first.
+    """
+
+    def __init__(self, max_entries: int = 8) -> None:
+        self.max_entries = max_entries
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PositionTableCache":
+        return PositionTableCache(self.max_entries)
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return (PositionTableCache, (self.max_entries,))
+
+    def get(
+        self, parameter: torch.Tensor, size: Hashable, build: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return `build(parameter)`, kept from an earlier call with the same `size`, dtype and device if it may be."""
+        if not self._may_keep(parameter):
+            return build(parameter)
+        key = (size, parameter.dtype, parameter.device)
+        state = (parameter.data_ptr(), parameter._version)
+        entry = self._entries.get(key)
+        if entry is not None and self._is_current(entry, parameter, state):
+            self._entries.move_to_end(key)
+            return entry.table
+        # Outside inference mode, so that a later training step may save the table for its backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            table = build(parameter).detach()
+            # Writes through `.data` leave the version as it is. On the CPU a comparison finds them at little cost;
+            # elsewhere it would wait for the device.
+            source = parameter.detach().clone() if parameter.device.type == "cpu" else None
+        self._entries[key] = _Entry(weakref.ref(parameter), state, source, table)
+        while len(self._entries) > self.max_entries:
+            self._entries.popitem(last=False)
+        return table
+
+    @staticmethod
+    def _may_keep(parameter: torch.Tensor) -> bool:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if parameter.requires_grad and torch.is_grad_enabled():
+            return False
+        # Tensors made in inference mode do not count their versions; subclasses may have no memory of their own.
+        return type(parameter) in (torch.Tensor, nn.Parameter) and not (parameter.is_meta or parameter.is_inference())
+
+    @staticmethod
+    def _is_current(entry: _Entry, parameter: torch.Tensor, state: tuple[int, int]) -> bool:
+        if entry.parameter() is not parameter or entry.state != state:
+            return False
+        return entry.source is None or torch.equal(entry.source, parameter)
