@@ -1,0 +1,1 @@
+"""Checkpoints of other code: what their keys are called here."""

@@ -143,7 +143,7 @@ def _sdpa_rows(
 def _bias_budget(query: torch.Tensor, needs_grad: bool) -> int:
     """Elements of position bias to hold at a time."""
     if torch.compiler.is_compiling():
-        return query.shape[2] ** 2  # one head at a time: each step is a node of the graph
+        return max(2**24, query.shape[2] ** 2)  # at least a head: each block is a node of the graph
     if needs_grad or query.device.type != "cpu":
         return 2**24
     return 2**20 * torch.get_num_threads()  # what stays in the cache

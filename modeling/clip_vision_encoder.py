@@ -105,8 +105,8 @@ class ClipVisionEncoderEmbeddings(nn.Module):
         """Resize the patches' part of the position table: `(1 + n * n, hidden)` -> `(1 + height * width, hidden)`."""
         if grid == self.native_grid:
             return table
-        patches = resize_position_grid(table[1:].unflatten(0, self.native_grid), grid)
-        return torch.cat([table[:1], patches.flatten(0, 1)])
+        patches = resize_position_grid(table[1:].unflatten(0, self.native_grid)[None], grid)
+        return torch.cat([table[:1], patches.flatten(0, 2)])
 
     def forward(
         self, pixel_values: torch.Tensor | None = None, patch_embeds: torch.Tensor | None = None

@@ -174,6 +174,9 @@ class DeepEncoder(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.sam_encoder.embeddings.patch_embedding
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.sam_encoder.embeddings.patch_embedding = value
+
     def encode_view(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]:

@@ -19,19 +19,19 @@ def resize_position_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Te
     """Resize a table of absolute positions, bicubic and antialiased, in float32.
 
     Args:
-        table (`torch.Tensor` of shape `(height, width, dim)`): positions of the grid that the model was trained on.
+        table (`torch.Tensor` of shape `(1, height, width, dim)`): positions of the grid that the model was trained on.
         size (`tuple[int, int]`): rows and columns wanted.
 
     Returns:
-        `torch.Tensor` of shape `(*size, dim)`, in the table's dtype and on its device.
+        `torch.Tensor` of shape `(1, *size, dim)`, in the table's dtype and on its device.
     """
-    if tuple(table.shape[:2]) == tuple(size):
+    if tuple(table.shape[1:3]) == tuple(size):
         return table
     # MPS has no antialiased bicubic kernel.
     working_device = torch.device("cpu") if table.device.type == "mps" else table.device
-    image = table.to(working_device, torch.float32).permute(2, 0, 1)[None]  # -> (1, dim, height, width)
+    image = table.to(working_device, torch.float32).permute(0, 3, 1, 2)  # -> (1, dim, height, width)
     image = nn.functional.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
-    return image[0].permute(1, 2, 0).to(table.device, table.dtype)
+    return image.permute(0, 2, 3, 1).to(table.device, table.dtype)
 
 
 def resize_relative_positions(table: torch.Tensor, length: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ class SamEncoderEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
-        self.position_embedding = nn.Parameter(torch.zeros(config.grid_size, config.grid_size, config.hidden_size))
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.hidden_size))
         self.position_tables = PositionTableCache()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -196,6 +196,10 @@ class SamEncoder(PreTrainedModel):
         self.compressor = SamEncoderCompressor(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # each forward looks its function up
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

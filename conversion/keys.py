@@ -1,0 +1,196 @@
+"""What a tensor is called elsewhere and here: tables, and the two functions that read them.
+
+Unusual: these are the only places where names of other code appear. A row is `(name here, name there, ...)`; `{i}` stands
+for the number of a block, `*` for the rest of the name. More than one name there means tensors joined along their
+first axis, in that order.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import torch
+
+__all__ = [
+    "CLIP_DEEPSEEK_OCR",
+    "CLIP_TRANSFORMERS",
+    "DEEPENCODER_DEEPSEEK_OCR",
+    "DEEPENCODER_UNLIMITED_OCR",
+    "SAM_META",
+    "SAM_TRANSFORMERS",
+    "VIT_TRANSFORMERS",
+    "KeyTable",
+    "convert_state_dict",
+    "map_keys",
+    "prefixed",
+]
+
+KeyRow = tuple[str, ...]
+KeyTable = tuple[KeyRow, ...]
+
+# transformers' SamVisionEncoder; `proj` is the compressor of its OCR models.
+SAM_TRANSFORMERS: KeyTable = (
+    ("embeddings.patch_embedding.*", "patch_embed.projection.*"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("layers.{i}.*", "layers.{i}.*"),
+    ("neck.*", "neck.*"),
+    ("compressor.convs.0.*", "proj.conv1.*"),
+    ("compressor.convs.1.*", "proj.conv2.*"),
+)
+
+# Meta's ImageEncoderViT; `net_2` and `net_3` are the compressor that Vary, GOT and DeepSeek-OCR add to it.
+SAM_META: KeyTable = (
+    ("embeddings.patch_embedding.*", "patch_embed.proj.*"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*"),
+    ("layers.{i}.attn.*", "blocks.{i}.attn.*"),
+    ("layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*"),
+    ("layers.{i}.mlp.*", "blocks.{i}.mlp.*"),
+    ("neck.conv1.*", "neck.0.*"),
+    ("neck.layer_norm1.*", "neck.1.*"),
+    ("neck.conv2.*", "neck.2.*"),
+    ("neck.layer_norm2.*", "neck.3.*"),
+    ("compressor.convs.0.*", "net_2.*"),
+    ("compressor.convs.1.*", "net_3.*"),
+)
+
+_CLIP_EMBEDDINGS: KeyTable = (
+    ("embeddings.class_embedding", "embeddings.class_embedding"),
+    ("embeddings.patch_embedding.*", "embeddings.patch_embedding.*"),
+    ("embeddings.position_embedding", "embeddings.position_embedding.weight"),
+    ("pre_layernorm.*", "pre_layrnorm.*"),
+)
+
+# transformers' CLIPVisionModel, and the encoders of its OCR models.
+CLIP_TRANSFORMERS: KeyTable = (
+    *_CLIP_EMBEDDINGS,
+    ("layers.{i}.layer_norm1.*", "encoder.layers.{i}.layer_norm1.*"),
+    (
+        "layers.{i}.self_attn.qkv_proj.*",
+        "encoder.layers.{i}.self_attn.q_proj.*",
+        "encoder.layers.{i}.self_attn.k_proj.*",
+        "encoder.layers.{i}.self_attn.v_proj.*",
+    ),
+    ("layers.{i}.self_attn.out_proj.*", "encoder.layers.{i}.self_attn.out_proj.*"),
+    ("layers.{i}.layer_norm2.*", "encoder.layers.{i}.layer_norm2.*"),
+    ("layers.{i}.mlp.*", "encoder.layers.{i}.mlp.*"),
+    ("post_layernorm.*", "post_layernorm.*"),
+    ("visual_projection.*", "visual_projection.*"),
+)
+
+# The CLIP of DeepSeek-OCR's own code.
+CLIP_DEEPSEEK_OCR: KeyTable = (
+    *_CLIP_EMBEDDINGS,
+    ("layers.{i}.*", "transformer.layers.{i}.*"),
+)
+
+# transformers' ViTModel.
+VIT_TRANSFORMERS: KeyTable = (
+    ("embeddings.class_embedding", "embeddings.cls_token"),
+    ("embeddings.patch_embedding.*", "embeddings.patch_embeddings.projection.*"),
+    ("embeddings.position_embedding", "embeddings.position_embeddings"),
+    ("layers.{i}.layer_norm1.*", "layers.{i}.layernorm_before.*"),
+    (
+        "layers.{i}.self_attn.qkv_proj.*",
+        "layers.{i}.attention.q_proj.*",
+        "layers.{i}.attention.k_proj.*",
+        "layers.{i}.attention.v_proj.*",
+    ),
+    ("layers.{i}.self_attn.out_proj.*", "layers.{i}.attention.o_proj.*"),
+    ("layers.{i}.layer_norm2.*", "layers.{i}.layernorm_after.*"),
+    ("layers.{i}.mlp.*", "layers.{i}.mlp.*"),
+    ("post_layernorm.*", "layernorm.*"),
+)
+
+
+def prefixed(table: KeyTable, here: str = "", there: str = "") -> KeyTable:
+    """Return `table` with a prefix before every name here, and one before every name there."""
+    return tuple((here + row[0], *(there + name for name in row[1:])) for row in table)
+
+
+# The vision half of DeepSeek-OCR's own checkpoints.
+DEEPENCODER_DEEPSEEK_OCR: KeyTable = (
+    *prefixed(SAM_META, "sam_encoder.", "model.sam_model."),
+    *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder.", "model.vision_model."),
+    ("projector.layers.0.*", "model.projector.layers.*"),
+    ("image_newline", "model.image_newline"),
+    ("view_separator", "model.view_seperator"),
+)
+
+# transformers' UnlimitedOcrVisionModel, whose newline, separator and projector live outside of it.
+DEEPENCODER_UNLIMITED_OCR: KeyTable = (
+    *prefixed(SAM_TRANSFORMERS, "sam_encoder.", "sam_encoder."),
+    *prefixed(CLIP_TRANSFORMERS, "clip_encoder.", "vision_encoder."),
+)
+
+
+@lru_cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<rest>.+)"))
+
+
+def _fill(name: str, match: re.Match[str]) -> str:
+    for field, value in match.groupdict().items():
+        name = name.replace({"i": "{i}", "rest": "*"}[field], value)
+    return name
+
+
+def map_keys(keys: Iterable[str], table: KeyTable) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Find out what keys of other code are called here.
+
+    Args:
+        keys: names there.
+        table (`KeyTable`): its rows.
+
+    Returns:
+        a dict from each name here to the names there that make it up, and the list of keys that no row knows.
+
+    Raises:
+        `ValueError`: a key that two rows know, or a tensor of which only some parts are there.
+    """
+    keys = list(keys)
+    found: dict[str, tuple[str, ...]] = {}
+    unknown = []
+    for key in keys:
+        matches = [(row, match) for row in table for name in row[1:] if (match := _pattern(name).fullmatch(key))]
+        if not matches:
+            unknown.append(key)
+            continue
+        if len(matches) > 1:
+            raise ValueError(f"{key!r} matches {len(matches)} rows: {[row for row, _ in matches]}.")
+        row, match = matches[0]
+        found[_fill(row[0], match)] = tuple(_fill(name, match) for name in row[1:])
+    missing = sorted({name for names in found.values() for name in names} - set(keys))
+    if missing:
+        raise ValueError(f"Parts of a joined tensor are missing: {', '.join(missing)}.")
+    return found, unknown
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, torch.Tensor], table: KeyTable, target: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Give the tensors of other code our names and shapes.
+
+    Args:
+        state_dict: tensors by their names there.
+        table (`KeyTable`): what they are called here.
+        target: tensors, on the meta device if you like, with the names and shapes wanted. Axes of length 1 may differ.
+
+    Returns:
+        the tensors by their names here, and the list of names there that nothing was made of.
+
+    Raises:
+        `ValueError`: a tensor of another shape than wanted.
+    """
+    names, unused = map_keys(state_dict, table)
+    converted = {}
+    for name, sources in names.items():
+        if name not in target:
+            unused += sources
+            continue
+        tensor = state_dict[sources[0]] if len(sources) == 1 else torch.cat([state_dict[key] for key in sources])
+        shape = target[name].shape
+        if [side for side in tensor.shape if side != 1] != [side for side in shape if side != 1]:
+            raise ValueError(f"{' + '.join(sources)} has shape {tuple(tensor.shape)}, but {name} needs {tuple(shape)}.")
+        converted[name] = tensor.reshape(shape)
+    return converted, unused

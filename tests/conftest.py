@@ -1,0 +1,59 @@
+"""Fixtures and helpers that several tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deepencoder import DeepEncoder, DeepEncoderConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter seeded random values, such that every part has a say in the output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.1 * values)
+            elif "rel_pos" in name or "position" in name or "embed" in name and parameter.ndim < 4:
+                parameter.copy_(0.2 * values)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.1 * values)
+            else:
+                gain = 1.0 if parameter.ndim == 4 else 0.6
+                parameter.copy_(gain * values * parameter[0].numel() ** -0.5)
+    return model.eval()
+
+
+def report_difference(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> None:
+    """Print the largest and the mean difference, and fail above the tolerance."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    difference = (ours.double() - theirs.double()).abs()
+    scale = theirs.double().std().item()
+    print(f"{name}: max {difference.max():.2e}, mean {difference.mean():.2e} (values of size {scale:.2f})")
+    assert scale > 1e-3, "values this small would agree whatever the model does"
+    assert difference.max() <= tolerance
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def tiny_model() -> DeepEncoder:
+    """A small DeepEncoder with random weights everywhere."""
+    model = randomize(DeepEncoder(DeepEncoderConfig.tiny()))
+    assert isinstance(model, DeepEncoder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def example_page() -> Path:
+    return ROOT / "examples" / "dense-text.png"
