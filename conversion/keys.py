@@ -1,7 +1,7 @@
 """What a tensor is called elsewhere and here: tables, and the two functions that read them.
 
-Unusual: these are the only places where names of other code appear. A row is `(name here, name there, ...)`; `{i}` stands
-for the number of a block, `*` for the rest of the name. More than one name there means tensors joined along their
+Unusual: names of other code appear in this file and nowhere else. A row is `(name here, name there, ...)`; `{i}` is
+the number of a block, `*` the rest of the name. More than one name there means tensors joined along their
 first axis, in that order.
 """
 
@@ -191,6 +191,8 @@ def convert_state_dict(
         tensor = state_dict[sources[0]] if len(sources) == 1 else torch.cat([state_dict[key] for key in sources])
         shape = target[name].shape
         if [side for side in tensor.shape if side != 1] != [side for side in shape if side != 1]:
-            raise ValueError(f"{' + '.join(sources)} has shape {tuple(tensor.shape)}, but {name} needs {tuple(shape)}.")
+            raise ValueError(
+                f"{' + '.join(sources)} has shape {tuple(tensor.shape)}, but {name} needs {tuple(shape)}."
+            )
         converted[name] = tensor.reshape(shape)
     return converted, unused

@@ -113,7 +113,9 @@ def eager_relative_position_attention(
     # (batch, heads, N, N) -> (batch, heads, height, width, height, width): the terms broadcast, and are never N x N.
     scores = scores.unflatten(3, grid).unflatten(2, grid)
     scores = scores + row_scores[..., :, None] + column_scores[..., None, :]
-    weights = softmax(scores.flatten(4).flatten(2, 3), dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = softmax(
+        scores.flatten(4).flatten(2, 3), dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
+    ).to(query.dtype)
     weights = apply_dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 

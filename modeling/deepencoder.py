@@ -6,6 +6,7 @@ different numbers of tiles; all tiles run as one batch, and `vision_tokens` is a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -163,6 +164,16 @@ class DeepEncoder(PreTrainedModel):
         self.view_separator = nn.Parameter(torch.zeros(config.projection_dim))
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, device_map: Any = None, **kwargs: Any) -> Any:
+        """Load weights: transformers' `from_pretrained`, with every `device_map` that it takes."""
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            # Hooks bring modules back from disk, and no bare parameter. These two take 10 KB: they stay in memory.
+            main_device = next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu")
+            bare = ("image_newline", "view_separator")
+            device_map = device_map | {name: main_device for name in bare if device_map.get(name) == "disk"}
+        return super().from_pretrained(*args, device_map=device_map, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -175,7 +186,7 @@ class DeepEncoder(PreTrainedModel):
         return self.sam_encoder.embeddings.patch_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.sam_encoder.embeddings.patch_embedding = value
+        self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]  # whatever the caller says
 
     def encode_view(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]

@@ -34,7 +34,9 @@ class ModelTester:
         raise NotImplementedError
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
-        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, 3, self.image_size, self.image_size])}
+        return self.get_config(), {
+            "pixel_values": floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
+        }
 
 
 class SamEncoderTester(ModelTester):

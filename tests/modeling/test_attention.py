@@ -1,0 +1,118 @@
+"""Attention with relative positions, against its definition written out with loops."""
+
+import pytest
+import torch
+from torch import nn
+
+from deepencoder.modeling import attention
+from deepencoder.modeling.attention import (
+    eager_relative_position_attention,
+    get_relative_position_attention,
+    merge_windows,
+    sdpa_relative_position_attention,
+    split_windows,
+)
+
+GRIDS = [(6, 6), (4, 7), (1, 5), (9, 3)]
+
+
+def inputs(grid: tuple[int, int], batch: int = 2, heads: int = 3, dim: int = 8) -> list[torch.Tensor]:
+    height, width = grid
+    shapes = [(batch, heads, height * width, dim)] * 3 + [(height, height, dim), (width, width, dim)]
+    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+
+def by_definition(tensors: list[torch.Tensor], grid: tuple[int, int], scaling: float) -> torch.Tensor:
+    query, key, value, rows, columns = tensors
+    height, width = grid
+    scores = torch.empty(*query.shape[:3], query.shape[2], dtype=query.dtype)
+    for i in range(height):
+        for j in range(width):
+            for k in range(height):
+                for m in range(width):
+                    q, position, other = query[:, :, i * width + j], i * width + j, k * width + m
+                    scores[:, :, position, other] = (
+                        scaling * (q * key[:, :, other]).sum(-1) + q @ rows[i, k] + q @ columns[j, m]
+                    )
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("function", [eager_relative_position_attention, sdpa_relative_position_attention])
+def test_attention_follows_the_definition(function, grid: tuple[int, int]) -> None:
+    tensors = inputs(grid)
+    output, weights = function(nn.Module().eval(), *tensors, scaling=0.3)
+    torch.testing.assert_close(output, by_definition(tensors, grid, 0.3))
+    if function is eager_relative_position_attention:
+        torch.testing.assert_close((weights @ tensors[2]).transpose(1, 2), output)
+    else:
+        assert weights is None
+
+
+@pytest.mark.parametrize("budget", [1, 200, 1_500, 5_000, 10**9])
+@pytest.mark.parametrize("grad", [False, True])
+def test_sdpa_in_blocks_equals_eager(budget: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to cut the batch, the heads and the rows, with the gradients of every input."""
+    monkeypatch.setattr(attention, "_bias_budget", lambda query, needs_grad: budget)
+    module = nn.Module().eval()
+    results = []
+    for function in (eager_relative_position_attention, sdpa_relative_position_attention):
+        torch.manual_seed(0)
+        tensors = [tensor.requires_grad_(grad) for tensor in inputs((4, 7))]
+        output, _ = function(module, *tensors, scaling=0.3)
+        if grad:
+            (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        results.append([output.detach(), *(tensor.grad for tensor in tensors if grad)])
+    assert len(results[0]) == (6 if grad else 1)
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_global_attention_never_holds_the_bias_of_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    original = attention.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask, **kwargs):
+        sizes.append(attn_mask.numel())
+        return original(query, key, value, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    heads, grid = 12, (40, 40)
+    tensors = [tensor.float() for tensor in inputs(grid, batch=1, heads=heads)]
+    sdpa_relative_position_attention(nn.Module().eval(), *tensors, scaling=0.3)
+    assert len(sizes) > 1 and max(sizes) <= max(2**20 * torch.get_num_threads(), 1600 * 40)
+    assert sum(sizes) == heads * 1600**2
+    sizes.clear()
+    query = torch.randn(1, heads, 1600, 8, requires_grad=True)
+    sdpa_relative_position_attention(nn.Module().eval(), query, *tensors[1:], scaling=0.3)
+    assert max(sizes) < heads * 1600**2
+
+
+def test_dropout_only_in_training() -> None:
+    tensors = inputs((4, 4))
+    for function in (eager_relative_position_attention, sdpa_relative_position_attention):
+        plain, _ = function(nn.Module().eval(), *tensors, scaling=0.3)
+        calm, _ = function(nn.Module().eval(), *tensors, scaling=0.3, dropout=0.5)
+        dropped, _ = function(nn.Module().train(), *tensors, scaling=0.3, dropout=0.5)
+        assert torch.equal(plain, calm) and not torch.allclose(plain, dropped)
+
+
+@pytest.mark.parametrize("size", [(6, 9), (7, 5), (3, 3), (1, 10)], ids=str)
+def test_windows_come_back(size: tuple[int, int]) -> None:
+    features = torch.randn(2, *size, 4)
+    padding = torch.arange(4.0)
+    windows = split_windows(features, 3, padding)
+    rows, columns = -(-size[0] // 3), -(-size[1] // 3)
+    assert windows.shape == (2 * rows * columns, 3, 3, 4)
+    assert torch.equal(merge_windows(windows, size), features)
+    # The second window of the first row begins at column 3.
+    if size[1] > 3:
+        assert torch.equal(windows[1, 0, 0], features[0, 0, 3])
+    padded = rows * columns * 9 - size[0] * size[1]
+    assert int((windows[: rows * columns].reshape(-1, 4) == padding).all(-1).sum()) == padded
+
+
+def test_unknown_implementation_is_named() -> None:
+    with pytest.raises(ValueError, match="'flash_attention_2'"):
+        get_relative_position_attention("flash_attention_2")
+    assert get_relative_position_attention(None) is eager_relative_position_attention

@@ -1,0 +1,214 @@
+"""The image processor against Pillow's own pipeline, its modes, counts, saving and errors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, pipeline
+
+from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
+from deepencoder.processing.image_processing import MODES
+from deepencoder.processing.tiling import choose_tile_grid
+
+RNG = np.random.default_rng(0)
+SIDES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280, "gundam": 1024}
+# Odd paddings that round half to even, squares, banners, one pixel wide, both sides of the tiling threshold.
+SIZES = [
+    (1240, 1754),
+    (640, 640),
+    (641, 633),
+    (1, 300),
+    (300, 1),
+    (1, 1),
+    (1500, 300),
+    (300, 1500),
+    (999, 1001),
+    (37, 91),
+]
+
+
+def random_image(width: int, height: int) -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def reference(image: Image.Image, mode: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """What DeepSeek-OCR's own code does with Pillow: the view and the tiles, uint8, channels first."""
+    side = SIDES[mode]
+    tiles = None
+    if mode in ("tiny", "small"):
+        view = image.resize((side, side))
+    else:
+        view = ImageOps.pad(image, (side, side), color=(127, 127, 127))
+    if mode == "gundam" and (image.width > 640 or image.height > 640):
+        columns, rows = choose_tile_grid(image.height, image.width, 2, 9, 640)
+        resized = image.resize((640 * columns, 640 * rows))
+        boxes = [(640 * c, 640 * r, 640 * c + 640, 640 * r + 640) for r in range(rows) for c in range(columns)]
+        tiles = np.stack([np.asarray(resized.crop(box)).transpose(2, 0, 1) for box in boxes])
+    return np.asarray(view).transpose(2, 0, 1), tiles
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pixels_equal_pillows(mode: str, size: tuple[int, int]) -> None:
+    image = random_image(*size)
+    view, tiles = reference(image, mode)
+    processor = DeepEncoderImageProcessor(mode=mode)
+    raw = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+    assert raw["pixel_values"].dtype == np.uint8
+    assert np.array_equal(raw["pixel_values"][0], view)
+    scaled = processor(image, return_tensors="pt")
+    expected = (torch.from_numpy(view.copy()).float() / 255 - 0.5) / 0.5
+    assert scaled["pixel_values"].dtype == torch.float32
+    torch.testing.assert_close(scaled["pixel_values"][0], expected, atol=1e-6, rtol=0)
+    assert ("pixel_values_local" in raw) == (tiles is not None)
+    if tiles is not None:
+        assert np.array_equal(raw["pixel_values_local"], tiles)
+        expected = (torch.from_numpy(tiles).float() / 255 - 0.5) / 0.5
+        torch.testing.assert_close(scaled["pixel_values_local"], expected, atol=1e-6, rtol=0)
+        assert int(raw["num_local_patches"][0]) == len(tiles)
+    else:
+        assert raw["patches_grid"].tolist() == [[1, 1]] and raw["num_local_patches"].tolist() == [0]
+
+
+def test_a_batch_of_everything(example_page: Path) -> None:
+    images = [
+        str(example_page),
+        example_page,
+        Image.open(example_page),
+        np.asarray(Image.open(example_page)),
+        torch.zeros(3, 90, 40),
+    ]
+    output = DeepEncoderImageProcessor()(images, mode="gundam", return_tensors="pt")
+    assert output["pixel_values"].shape == (5, 3, 1024, 1024)
+    assert output["pixel_values_local"].shape == (24, 3, 640, 640)
+    assert output["patches_grid"].tolist() == [[2, 3]] * 4 + [[1, 1]]
+    assert output["num_local_patches"].tolist() == [6, 6, 6, 6, 0]
+    assert torch.equal(output["pixel_values"][0], output["pixel_values"][3])
+
+
+def test_without_return_tensors_lists_come_back() -> None:
+    output = DeepEncoderImageProcessor(mode="gundam")([random_image(700, 300)])
+    assert isinstance(output["pixel_values"], list) and output["pixel_values"][0].shape == (3, 1024, 1024)
+    assert output["patches_grid"] == [[2, 1]] and output["num_local_patches"] == [2]
+
+
+@pytest.fixture(scope="module")
+def small_model() -> Any:
+    return DeepEncoder(DeepEncoderConfig.tiny(image_size=64)).eval()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    view=st.sampled_from([(64, 64), (128, 64), (80, 48), (64, 192)]),
+    tile_size=st.sampled_from([32, 48, 64, 112]),
+    crop=st.booleans(),
+)
+def test_counts_equal_the_models_tokens(
+    small_model: Any, width: int, height: int, view: tuple[int, int], tile_size: int, crop: bool
+) -> None:
+    processor = DeepEncoderImageProcessor(
+        size={"height": view[0], "width": view[1]}, tile_size=tile_size, crop_to_patches=crop, max_patches=4
+    )
+    inputs = processor(Image.new("RGB", (width, height)), return_tensors="pt")
+    with torch.no_grad():
+        tokens = small_model(**inputs).vision_tokens[0]
+    assert processor.get_number_of_image_tokens(height, width) == len(tokens)
+    assert processor.get_number_of_image_patches(height, width) == 1 + int(inputs["num_local_patches"][0])
+
+
+@pytest.mark.parametrize(("mode", "tokens"), [("tiny", 73), ("small", 111), ("base", 273), ("large", 421)])
+def test_counts_of_the_modes(mode: str, tokens: int) -> None:
+    processor = DeepEncoderImageProcessor()
+    for height, width in ((1754, 1240), (5, 5000), (640, 640)):
+        assert processor.get_number_of_image_tokens(height, width, mode=mode) == tokens
+        assert processor.get_number_of_image_tokens(height, width, mode="gundam") >= 273
+    assert processor.get_number_of_image_tokens(1754, 1240, mode="gundam") == 273 + (10 * 2 + 1) * 10 * 3
+    assert processor.get_number_of_image_tokens(600, 600, mode="gundam") == 273
+    assert processor.get_number_of_image_tokens(3000, 3000, mode="gundam", max_patches=6) == 273 + 21 * 20
+    assert processor.get_number_of_image_patches(3000, 3000, {"crop_to_patches": True}) == 10
+
+
+def test_modes_are_named_sets_of_fields() -> None:
+    processor = DeepEncoderImageProcessor()
+    assert processor.mode == "base" and processor.max_patches == 9
+    assert [DeepEncoderImageProcessor(mode=mode).mode for mode in MODES] == list(MODES)
+    processor = DeepEncoderImageProcessor(mode="gundam", max_patches=6)
+    assert processor.crop_to_patches and processor.max_patches == 6 and processor.mode == "gundam"
+    assert DeepEncoderImageProcessor(mode="gundam", size={"height": 64, "width": 64}).mode is None
+    output = processor(random_image(1900, 1900), mode="tiny", size={"height": 96, "width": 64}, return_tensors="pt")
+    assert output["pixel_values"].shape == (1, 3, 96, 64) and "pixel_values_local" not in output
+    assert processor.mode == "gundam"  # a call changes nothing
+
+
+def test_saved_and_reloaded(tmp_path: Path) -> None:
+    import deepencoder  # noqa: F401  # registers the processor
+
+    processor = DeepEncoderImageProcessor(mode="gundam", max_patches=6, background_color=(1, 2, 3))
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is DeepEncoderImageProcessor
+    assert loaded.to_dict() == processor.to_dict()
+    image = random_image(700, 900)
+    assert torch.equal(
+        loaded(image, return_tensors="pt")["pixel_values_local"],
+        processor(image, return_tensors="pt")["pixel_values_local"],
+    )
+    assert AutoImageProcessor.from_pretrained(tmp_path, mode="tiny").mode == "tiny"
+    assert AutoImageProcessor.from_pretrained(tmp_path, mode="gundam", max_patches=4).max_patches == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mode": "huge"}, ["mode", "'huge'", "'gundam'"]),
+        ({"min_patches": 0}, ["min_patches", "0"]),
+        ({"min_patches": 7, "max_patches": 6}, ["min_patches", "7", "6"]),
+        ({"tile_size": -1}, ["tile_size", "-1"]),
+        ({"size": {"height": 0, "width": 64}}, ["size", "0"]),
+        ({"size": {"shortest_edge": 64}}, ["size", "shortest_edge"]),
+        ({"background_color": (1, 2)}, ["background_color", "(1, 2)"]),
+        ({"background_color": 300}, ["background_color", "300"]),
+    ],
+)
+def test_bad_fields(fields: dict[str, Any], words: list[str]) -> None:
+    for attempt in (
+        lambda: DeepEncoderImageProcessor(**fields),
+        lambda: DeepEncoderImageProcessor()(Image.new("RGB", (9, 9)), **fields),
+    ):
+        with pytest.raises(ValueError) as error:
+            attempt()
+        assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_bad_calls() -> None:
+    processor = DeepEncoderImageProcessor()
+    with pytest.raises(ValueError, match="at least one image"):
+        processor([])
+    with pytest.raises(ValueError, match=r"images\[1\]"):
+        processor([random_image(5, 5), np.zeros((0, 3, 3))])
+    with pytest.raises(ValueError, match="crop_to_patches"):
+        processor(random_image(5, 5), mode="gundam", do_resize=False)
+    with pytest.raises(ValueError, match="nonsense"):
+        processor.get_number_of_image_tokens(5, 5, nonsense=1)
+    with pytest.raises(ValueError, match="height and width"):
+        processor.get_number_of_image_tokens(0, 5)
+
+
+def test_the_feature_extraction_pipeline(small_model: Any, example_page: Path, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path)
+    DeepEncoderImageProcessor(mode="tiny").save_pretrained(tmp_path)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path))
+    features = extract(str(example_page), return_tensors=True)
+    inputs = DeepEncoderImageProcessor(mode="tiny")(example_page, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(features, small_model(**inputs).last_hidden_state)
+    assert np.shape(extract([str(example_page)] * 2, pool=True, batch_size=2)) == (2, 1, 32)
+    tiled = extract(str(example_page), return_tensors=True, image_processor_kwargs={"mode": "gundam"})
+    assert tiled.shape == (1, 256, 64)

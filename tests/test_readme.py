@@ -1,0 +1,66 @@
+"""Every snippet of the README runs: Python in order in one namespace, `deepencoder` for real, `make` as a dry run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with the examples in it, where the Python snippets have run."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    script = folder / "snippets.py"
+    script.write_text("\n".join(snippets("python")))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_python_snippets_run(folder: Path) -> None:
+    assert len(snippets("python")) >= 5
+    assert (folder / "my-encoder" / "model.safetensors").is_file()
+
+
+def test_commands_run(folder: Path) -> None:
+    commands = [line for snippet in snippets("bash") for line in snippet.splitlines() if line.strip()]
+    ran = set()
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        ran.add(words[0])
+        if words[0] == "make":
+            done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        else:
+            assert words[0] == "deepencoder", command
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+            words = [sys.executable, "-m", *words]
+            done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+    assert ran == {"make", "deepencoder"}
+    assert (folder / "features.safetensors").is_file() and (folder / "table.png").is_file()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_folder_is_described() -> None:
+    layout = README.partition("## Where things are")[2]
+    for path in ROOT.iterdir():
+        if path.is_dir() and not path.name.startswith(".") and (path / "__init__.py").exists():
+            assert f"{path.name}/" in layout, path.name
