@@ -5,7 +5,10 @@ Importing this package registers its models with `AutoConfig`, `AutoModel` and `
 
 from importlib.metadata import PackageNotFoundError, version
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoModel
+
+# From its module: older versions hide it in the top-level package where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
 from .modeling import ClipVisionEncoder, ClipVisionEncoderOutput, DeepEncoder, DeepEncoderOutput, SamEncoder

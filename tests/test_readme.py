@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 from .conftest import ROOT
 
@@ -21,6 +22,8 @@ def snippets(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder with the examples in it, where the Python snippets have run."""
+    if getattr(transformers.AutoImageProcessor, "is_dummy", False):
+        pytest.skip("transformers 5.17 hides AutoImageProcessor without torchvision, as the README says")
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
     script = folder / "snippets.py"

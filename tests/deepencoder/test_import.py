@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import deepencoder
 

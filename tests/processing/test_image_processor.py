@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, pipeline
+from transformers import pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 from deepencoder.processing.image_processing import MODES
