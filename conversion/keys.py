@@ -1,8 +1,8 @@
-"""What a tensor is called elsewhere and here: tables, and the two functions that read them.
+"""What a tensor is called elsewhere and here: tables, and the functions that read them.
 
-Unusual: names of other code appear in this file and nowhere else. A row is `(name here, name there, ...)`; `{i}` is
-the number of a block, `*` the rest of the name. More than one name there means tensors joined along their
-first axis, in that order.
+Unusual: names of other code appear here and in `layouts.py`, and nowhere else. A row is `(name here, name there, ..)`;
+`{i}` is the number of a block, `*` the rest of the name. More than one name there means tensors joined along their
+first axis, in that order; `^T` behind a name means a matrix that is stored transposed.
 """
 
 import re
@@ -13,18 +13,24 @@ import torch
 
 __all__ = [
     "CLIP_DEEPSEEK_OCR",
+    "CLIP_OPENAI",
     "CLIP_TRANSFORMERS",
     "DEEPENCODER_DEEPSEEK_OCR",
     "DEEPENCODER_UNLIMITED_OCR",
     "SAM_META",
     "SAM_TRANSFORMERS",
+    "VIT_TIMM",
     "VIT_TRANSFORMERS",
+    "VIT_TRANSFORMERS_FILES",
     "KeyTable",
     "convert_state_dict",
     "map_keys",
     "prefixed",
+    "revert_state_dict",
+    "source_shapes",
 ]
 
+TRANSPOSED = "^T"
 KeyRow = tuple[str, ...]
 KeyTable = tuple[KeyRow, ...]
 
@@ -84,7 +90,24 @@ CLIP_DEEPSEEK_OCR: KeyTable = (
     ("layers.{i}.*", "transformer.layers.{i}.*"),
 )
 
-# transformers' ViTModel.
+# OpenAI's and open_clip's VisionTransformer.
+CLIP_OPENAI: KeyTable = (
+    ("embeddings.class_embedding", "class_embedding"),
+    ("embeddings.patch_embedding.*", "conv1.*"),
+    ("embeddings.position_embedding", "positional_embedding"),
+    ("pre_layernorm.*", "ln_pre.*"),
+    ("layers.{i}.layer_norm1.*", "transformer.resblocks.{i}.ln_1.*"),
+    ("layers.{i}.self_attn.qkv_proj.weight", "transformer.resblocks.{i}.attn.in_proj_weight"),
+    ("layers.{i}.self_attn.qkv_proj.bias", "transformer.resblocks.{i}.attn.in_proj_bias"),
+    ("layers.{i}.self_attn.out_proj.*", "transformer.resblocks.{i}.attn.out_proj.*"),
+    ("layers.{i}.layer_norm2.*", "transformer.resblocks.{i}.ln_2.*"),
+    ("layers.{i}.mlp.fc1.*", "transformer.resblocks.{i}.mlp.c_fc.*"),
+    ("layers.{i}.mlp.fc2.*", "transformer.resblocks.{i}.mlp.c_proj.*"),
+    ("post_layernorm.*", "ln_post.*"),
+    ("visual_projection.weight", "proj^T"),
+)
+
+# transformers' ViTModel in memory.
 VIT_TRANSFORMERS: KeyTable = (
     ("embeddings.class_embedding", "embeddings.cls_token"),
     ("embeddings.patch_embedding.*", "embeddings.patch_embeddings.projection.*"),
@@ -100,6 +123,36 @@ VIT_TRANSFORMERS: KeyTable = (
     ("layers.{i}.layer_norm2.*", "layers.{i}.layernorm_after.*"),
     ("layers.{i}.mlp.*", "layers.{i}.mlp.*"),
     ("post_layernorm.*", "layernorm.*"),
+)
+
+# transformers' ViTModel in files, which keep the names of its first version.
+VIT_TRANSFORMERS_FILES: KeyTable = (
+    *VIT_TRANSFORMERS[:3],
+    ("layers.{i}.layer_norm1.*", "encoder.layer.{i}.layernorm_before.*"),
+    (
+        "layers.{i}.self_attn.qkv_proj.*",
+        "encoder.layer.{i}.attention.attention.query.*",
+        "encoder.layer.{i}.attention.attention.key.*",
+        "encoder.layer.{i}.attention.attention.value.*",
+    ),
+    ("layers.{i}.self_attn.out_proj.*", "encoder.layer.{i}.attention.output.dense.*"),
+    ("layers.{i}.layer_norm2.*", "encoder.layer.{i}.layernorm_after.*"),
+    ("layers.{i}.mlp.fc1.*", "encoder.layer.{i}.intermediate.dense.*"),
+    ("layers.{i}.mlp.fc2.*", "encoder.layer.{i}.output.dense.*"),
+    ("post_layernorm.*", "layernorm.*"),
+)
+
+# timm's VisionTransformer.
+VIT_TIMM: KeyTable = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.patch_embedding.*", "patch_embed.proj.*"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*"),
+    ("layers.{i}.self_attn.qkv_proj.*", "blocks.{i}.attn.qkv.*"),
+    ("layers.{i}.self_attn.out_proj.*", "blocks.{i}.attn.proj.*"),
+    ("layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*"),
+    ("layers.{i}.mlp.*", "blocks.{i}.mlp.*"),
+    ("post_layernorm.*", "norm.*"),
 )
 
 
@@ -126,7 +179,8 @@ DEEPENCODER_UNLIMITED_OCR: KeyTable = (
 
 @lru_cache
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<rest>.+)"))
+    escaped = re.escape(name.removesuffix(TRANSPOSED))
+    return re.compile(escaped.replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<rest>.+)"))
 
 
 def _fill(name: str, match: re.Match[str]) -> str:
@@ -160,7 +214,7 @@ def map_keys(keys: Iterable[str], table: KeyTable) -> tuple[dict[str, tuple[str,
             raise ValueError(f"{key!r} matches {len(matches)} rows: {[row for row, _ in matches]}.")
         row, match = matches[0]
         found[_fill(row[0], match)] = tuple(_fill(name, match) for name in row[1:])
-    missing = sorted({name for names in found.values() for name in names} - set(keys))
+    missing = sorted({name.removesuffix(TRANSPOSED) for names in found.values() for name in names} - set(keys))
     if missing:
         raise ValueError(f"Parts of a joined tensor are missing: {', '.join(missing)}.")
     return found, unknown
@@ -186,9 +240,10 @@ def convert_state_dict(
     converted = {}
     for name, sources in names.items():
         if name not in target:
-            unused += sources
+            unused += [source.removesuffix(TRANSPOSED) for source in sources]
             continue
-        tensor = state_dict[sources[0]] if len(sources) == 1 else torch.cat([state_dict[key] for key in sources])
+        parts = [_read(state_dict, source) for source in sources]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         shape = target[name].shape
         if [side for side in tensor.shape if side != 1] != [side for side in shape if side != 1]:
             raise ValueError(
@@ -196,3 +251,39 @@ def convert_state_dict(
             )
         converted[name] = tensor.reshape(shape)
     return converted, unused
+
+
+def _read(state_dict: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
+    tensor = state_dict[source.removesuffix(TRANSPOSED)]
+    return tensor.T.contiguous() if source.endswith(TRANSPOSED) else tensor
+
+
+def source_shapes(
+    names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that tensors will have here, from [`map_keys`]' names and the shapes there."""
+    found = {}
+    for name, sources in names.items():
+        first = shapes[sources[0].removesuffix(TRANSPOSED)]
+        if sources[0].endswith(TRANSPOSED):
+            first = first[::-1]
+        found[name] = (first[0] * len(sources), *first[1:]) if first else first
+    return found
+
+
+def revert_state_dict(state_dict: Mapping[str, torch.Tensor], table: KeyTable) -> dict[str, torch.Tensor]:
+    """Give our tensors the names of other code: [`convert_state_dict`] backwards, but for axes of length 1.
+
+    Raises:
+        `ValueError`: a tensor that no row knows, or that two rows know.
+    """
+    reverted = {}
+    for name, tensor in state_dict.items():
+        matches = [(row, match) for row in table if (match := _pattern(row[0]).fullmatch(name))]
+        if len(matches) != 1:
+            raise ValueError(f"{name!r} matches {len(matches)} rows of the table.")
+        row, match = matches[0]
+        for source, part in zip(row[1:], tensor.chunk(len(row) - 1), strict=True):
+            whole = part.T if source.endswith(TRANSPOSED) else part
+            reverted[_fill(source, match).removesuffix(TRANSPOSED)] = whole.contiguous()
+    return reverted

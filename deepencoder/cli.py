@@ -1,4 +1,4 @@
-"""The command line: `deepencoder encode` and `deepencoder info`.
+"""The command line: `deepencoder encode`, `deepencoder info` and `deepencoder convert`.
 
 Unusual: without `--model` a tiny model with fixed random weights stands in, so that everything can be tried at once;
 it says so. A bad image is reported in one line and the others are still encoded; files appear whole or not at all.
@@ -316,6 +316,55 @@ def info(
         shape = "padded" if fields["do_pad"] else "squashed"
         modes.add_row(name, f"{side} x {side}, {shape}", tiles, tokens)
     console.print(modes)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder, or a .safetensors, .pth, .pt or .bin file.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write; it must not be there yet.")],
+    report: Annotated[Path | None, typer.Option(help="Write what became of each tensor to FILE.json.")] = None,
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Heads of a CLIP or ViT tower, where the checkpoint does not tell.")
+    ] = None,
+    hidden_act: Annotated[str | None, typer.Option(help="Activation of a CLIP or ViT tower, likewise.")] = None,
+) -> None:
+    """Make a model of a checkpoint of DeepSeek-OCR, GOT-OCR-2.0, SAM, CLIP or ViT.
+
+    What it is is told by the names of its tensors. Only the encoder's are read; no code of a pickle is run.
+    """
+    # Here, as no other command needs it.
+    from .conversion.checkpoints import convert_checkpoint, save_converted
+
+    console = Console()
+    _check_target(report, "--report", (".json",))
+    if target.exists():
+        raise UserError(f"TARGET: {target} is there already.")
+    given = {"num_attention_heads": num_attention_heads, "hidden_act": hidden_act}
+    try:
+        model, result = convert_checkpoint(
+            source, **{name: value for name, value in given.items() if value is not None}
+        )
+        save_converted(model, target)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be converted: {_one_line(error)}") from error
+    console.print(
+        f"{result.layout} -> {type(model).__name__}, {model.num_parameters():,} parameters, {result.dtype}: {target}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    for label, names in (
+        ("left behind", [f"{name} ({reason})" for name, reason in result.left_behind.items()]),
+        ("newly initialised", result.initialized),
+        ("NOT FINITE", result.not_finite),
+    ):
+        for name in names:
+            console.print(f"{label}: {name}", highlight=False, markup=False, soft_wrap=True)
+    if report is not None:
+        with _written_whole(report) as temporary:
+            temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
 
 
 def main() -> None:

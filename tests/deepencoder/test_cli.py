@@ -13,9 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor, SamEncoder, SamEncoderConfig
+from deepencoder import (
+    ClipVisionEncoderConfig,
+    DeepEncoder,
+    DeepEncoderConfig,
+    DeepEncoderImageProcessor,
+    SamEncoder,
+    SamEncoderConfig,
+)
 from deepencoder.cli import main
+from deepencoder.conversion.keys import prefixed, revert_state_dict
+from deepencoder.conversion.layouts import LAYOUTS
 
 from ..conftest import ROOT
 
@@ -33,6 +43,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr(sys, "argv", ["deepencoder", *map(str, arguments)])
+        capsys.readouterr()  # what the test itself printed
         with pytest.raises(SystemExit) as stop:
             main()
         captured = capsys.readouterr()
@@ -202,6 +213,28 @@ def test_the_demo_model_is_the_same_every_time(cli: Any, example_page: Path, tmp
         with safe_open(output, "pt") as file:
             tokens.append(file.get_tensor("0.vision_tokens"))
     assert torch.equal(*tokens)
+
+
+def test_convert(cli: Any, example_page: Path, tmp_path: Path) -> None:
+    layout = LAYOUTS[0]
+    model = DeepEncoder(
+        DeepEncoderConfig(
+            sam_config=SamEncoderConfig.tiny(downsample_channels=(24, 192)),
+            clip_config=ClipVisionEncoderConfig.tiny(hidden_size=192, num_attention_heads=3),
+        )
+    )
+    tensors = revert_state_dict(model.state_dict(), prefixed(layout.table, there="model."))
+    save_file(tensors | {"lm_head.weight": torch.zeros(3)}, tmp_path / "whole-model.safetensors")
+    target, report = tmp_path / "encoder", tmp_path / "report.json"
+    code, out, _ = cli("convert", tmp_path / "whole-model.safetensors", target, "--report", report)
+    assert code == 0 and "DeepSeek-OCR -> DeepEncoder" in out
+    assert json.loads(report.read_text())["initialized"] == []
+    assert cli("encode", example_page, "--model", target, "--mode", "tiny")[0] == 0
+    code, _, err = cli("convert", tmp_path / "whole-model.safetensors", target)
+    assert code == 2 and "there already" in err
+    (tmp_path / "bad.pth").write_bytes(b"nonsense")
+    code, _, err = cli("convert", tmp_path / "bad.pth", tmp_path / "other")
+    assert code == 2 and len(err.strip().splitlines()) == 1 and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["info", "--help"]])
