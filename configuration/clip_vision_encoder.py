@@ -9,11 +9,19 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .validation import check_activation, check_divides, check_fraction, check_one_of, check_positive
+from .validation import (
+    check_activation,
+    check_divides,
+    check_fraction,
+    check_one_of,
+    check_positive,
+    raises_value_errors,
+)
 
 __all__ = ["ClipVisionEncoderConfig"]
 
 
+@raises_value_errors
 @strict
 class ClipVisionEncoderConfig(PreTrainedConfig):
     r"""Configuration of a [`ClipVisionEncoder`]. The defaults are the CLIP-L of DeepSeek-OCR.
@@ -67,9 +75,9 @@ class ClipVisionEncoderConfig(PreTrainedConfig):
     post_norm: str = "none"
     projection_dim: int | None = None
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | int = 1e-5
     attention_dropout: float | int = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -87,7 +95,6 @@ class ClipVisionEncoderConfig(PreTrainedConfig):
             "image_size",
             "patch_size",
             "layer_norm_eps",
-            "initializer_range",
         )
         if self.projection_dim is not None:
             check_positive(self, "projection_dim")

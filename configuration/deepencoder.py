@@ -12,13 +12,14 @@ from transformers import PreTrainedConfig
 
 from .clip_vision_encoder import ClipVisionEncoderConfig
 from .sam_encoder import SamEncoderConfig
-from .validation import check_one_of, check_positive
+from .validation import check_one_of, check_positive, raises_value_errors
 
 __all__ = ["DeepEncoderConfig"]
 
 PUBLISHED_PROJECTION_DIM = 1280
 
 
+@raises_value_errors
 @strict
 class DeepEncoderConfig(PreTrainedConfig):
     r"""Configuration of a [`DeepEncoder`]. The defaults are DeepSeek-OCR's vision encoder (400,770,048 parameters).
@@ -47,7 +48,7 @@ class DeepEncoderConfig(PreTrainedConfig):
     projector_type: str = "linear"
     projector_depth: int = 1
     projection_dim: int = PUBLISHED_PROJECTION_DIM
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name, config_class in self.sub_configs.items():
@@ -71,7 +72,7 @@ class DeepEncoderConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise `ValueError` for parts that do not fit together."""
-        check_positive(self, "projector_depth", "projection_dim", "initializer_range")
+        check_positive(self, "projector_depth", "projection_dim")
         check_one_of(self, "projector_type", ("linear", "mlp_gelu", "identity"))
         if self.sam_config.out_hidden_size != self.clip_config.hidden_size:
             raise ValueError(
@@ -91,7 +92,7 @@ class DeepEncoderConfig(PreTrainedConfig):
 
     @classmethod
     def tiny(cls, image_size: int = 256, **overrides: Any) -> "DeepEncoderConfig":
-        """A model of 0.2M parameters with every part of the published one, for tests and demos.
+        """A model of 0.1M parameters with every part of the published one, for tests and demos.
 
         Args:
             image_size (`int`, defaults to 256): side, in pixels, of the images that the position tables are made for.
@@ -99,5 +100,7 @@ class DeepEncoderConfig(PreTrainedConfig):
         sam_config = SamEncoderConfig.tiny(image_size=image_size)
         patch_size = sam_config.total_stride
         clip_config = ClipVisionEncoderConfig.tiny(image_size=image_size, patch_size=patch_size)
-        defaults: dict[str, Any] = {"sam_config": sam_config, "clip_config": clip_config, "projection_dim": 48}
+        defaults: dict[str, Any] = {"sam_config": sam_config, "clip_config": clip_config}
+        if overrides.get("projector_type") != "identity":
+            defaults["projection_dim"] = 48
         return cls(**(defaults | overrides))

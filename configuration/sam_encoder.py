@@ -9,11 +9,12 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .validation import check_activation, check_divides, check_fraction, check_positive
+from .validation import check_activation, check_divides, check_fraction, check_positive, raises_value_errors
 
 __all__ = ["SamEncoderConfig"]
 
 
+@raises_value_errors
 @strict
 class SamEncoderConfig(PreTrainedConfig):
     r"""Configuration of a [`SamEncoder`]. The defaults are SAM ViT-B as DeepSeek-OCR published it (95.6M parameters).
@@ -58,9 +59,9 @@ class SamEncoderConfig(PreTrainedConfig):
     output_channels: int = 256
     downsample_channels: list[int] | tuple[int, ...] = (512, 1024)
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float | int = 1e-6
     attention_dropout: float | int = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         # JSON has no tuples: one type, whatever the source, so that a reloaded config equals the saved one.
@@ -83,7 +84,6 @@ class SamEncoderConfig(PreTrainedConfig):
             "window_size",
             "output_channels",
             "layer_norm_eps",
-            "initializer_range",
         )
         check_divides(self, "patch_size", "image_size")
         check_divides(self, "num_attention_heads", "hidden_size")

@@ -3,12 +3,40 @@
 They raise a plain `ValueError`: the wrapper that `@strict` puts around a failing validator is not one.
 """
 
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-__all__ = ["check_activation", "check_divides", "check_fraction", "check_one_of", "check_positive"]
+__all__ = [
+    "raises_value_errors",
+    "check_activation",
+    "check_divides",
+    "check_fraction",
+    "check_one_of",
+    "check_positive",
+]
+
+
+Config = TypeVar("Config", bound=type[PreTrainedConfig])
+
+
+def raises_value_errors(config_class: Config) -> Config:
+    """Make a `@strict` configuration raise `ValueError`, in one line, for a value of the wrong type too."""
+    original = config_class.__init__
+
+    @wraps(original)
+    def init(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            reason = str(error.__cause__ or error)
+            raise ValueError(f"{config_class.__name__}: {reason}") from error
+
+    config_class.__init__ = init  # type: ignore[method-assign]
+    return config_class
 
 
 def _name(config: PreTrainedConfig, field: str) -> str:

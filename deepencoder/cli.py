@@ -24,7 +24,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from . import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 from .processing.image_processing import MODES
@@ -70,7 +70,8 @@ def _one_line(error: BaseException) -> str:
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, which takes its place when all went well and is removed when not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -83,28 +84,37 @@ def _written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _console(stderr: bool = False) -> Console:
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)  # file names are no markup
+
+
 def _check_target(path: Path | None, option: str, suffixes: tuple[str, ...]) -> None:
     """Refuse a file that cannot be written before the work is done, not after."""
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} must end in {' or '.join(suffixes)}, got {path.name!r}.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{option}: {path} is a folder.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.lstat()  # fails for a name that is too long, which the temporary one would not
+    except FileNotFoundError:
+        pass
     except OSError as error:
-        raise UserError(f"{option}: cannot make the folder {path.parent}: {error.strerror}.") from error
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option}: cannot write to the folder {path.parent}.")
+        raise UserError(f"{option}: cannot write {path}: {error.strerror}.") from error
+    try:
+        with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: cannot write {path}: {error.strerror}.") from error
 
 
 def _pick_device(device: str | None) -> torch.device:
     if device is not None:
         try:
             chosen = torch.device(device)
-            torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, device=chosen).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f"--device {device!r} cannot be used here: {_one_line(error)}") from error
         return chosen
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
@@ -120,22 +130,27 @@ def _load_model(model: str | None, dtype: Dtype, trust_remote_code: bool) -> Any
     if model is None:
         demo = _demo_model()
         return demo if dtype is Dtype.auto else demo.to(getattr(torch, dtype.value))
-    options = {"trust_remote_code": trust_remote_code}
     config = _load_config(model, trust_remote_code)
     if config.model_type != DeepEncoderConfig.model_type:
         raise UserError(
             f"--model {model!r} is a {config.model_type!r}; encode needs a {DeepEncoderConfig.model_type!r}."
         )
     try:
-        return AutoModel.from_pretrained(model, dtype=dtype.value, **options)
-    except (OSError, ValueError) as error:
+        loaded, facts = AutoModel.from_pretrained(
+            model, dtype=dtype.value, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except Exception as error:  # a damaged checkpoint may raise anything
         raise UserError(f"--model {model!r} cannot be loaded: {_one_line(error)}") from error
+    missing = sorted(facts["missing_keys"])
+    if missing:
+        raise UserError(f"--model {model!r} lacks {len(missing)} tensors: {', '.join(missing[:3])}.")
+    return loaded
 
 
 def _load_config(model: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # so may a damaged configuration
         raise UserError(f"{model!r} cannot be loaded: {_one_line(error)}") from error
 
 
@@ -144,14 +159,20 @@ def _load_processor(model: str | None, trust_remote_code: bool) -> Any:
     if model is None:
         return DeepEncoderImageProcessor()
     try:
-        return AutoImageProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        return DeepEncoderImageProcessor()
+        if cached_file(model, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
+            return DeepEncoderImageProcessor()
+        processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"The image processor of {model!r} cannot be loaded: {_one_line(error)}") from error
+    # By name: code that comes with a model makes a class of its own.
+    if type(processor).__name__ != DeepEncoderImageProcessor.__name__:
+        raise UserError(f"The image processor of {model!r} is a {type(processor).__name__}, which makes no tiles.")
+    return processor
 
 
 def _to_image(pixels: torch.Tensor, processor: Any) -> Image.Image:
     """Undo the normalisation: `(3, height, width)` -> the image that the encoder saw."""
-    mean, std = torch.tensor(processor.image_mean)[:, None, None], torch.tensor(processor.image_std)[:, None, None]
+    mean, std = (torch.tensor(value).expand(3)[:, None, None] for value in (processor.image_mean, processor.image_std))
     scaled = (pixels.float().cpu() * std + mean) * 255
     return Image.fromarray(scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
 
@@ -188,12 +209,12 @@ def encode(
     Prints a table. FILE.safetensors holds, for the image at position I, `I.vision_tokens`, `I.last_hidden_state` and
     `I.pooler_output` (with tiles `I.local_last_hidden_state`), and as metadata under `I` its name, size and grids.
     """
-    console, errors = Console(), Console(stderr=True)
+    console, errors = _console(), _console(stderr=True)
     _check_target(output, "--output", (".safetensors",))
     _check_target(picture, "--picture", (".png",))
     target_device = _pick_device(device)
     if model is None:
-        errors.print(DEMO_NOTICE, style="yellow", highlight=False)
+        errors.print(DEMO_NOTICE, style="yellow")
     encoder = _load_model(model, dtype, trust_remote_code).to(target_device).eval()
     processor = _load_processor(model, trust_remote_code)
     fields: dict[str, Any] = {} if mode is None else {"mode": mode.value}
@@ -209,14 +230,14 @@ def encode(
             try:
                 image = to_rgb(name, index)
                 inputs = processor(image, return_tensors="pt", **fields)
+                columns, rows = inputs["patches_grid"][0].tolist()
+                on_device = {key: inputs[key].to(target_device) for key in inputs if key.startswith("pixel_values")}
+                with torch.inference_mode():
+                    outputs = encoder(**on_device, patches_grid=[(columns, rows)])
             except (ValueError, OSError) as error:
-                errors.print(f"Error: {_one_line(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
+                errors.print(f"Error: {_one_line(error)}", style="red", soft_wrap=True)
                 failures += 1
                 continue
-            columns, rows = inputs["patches_grid"][0].tolist()
-            on_device = {key: inputs[key].to(target_device) for key in inputs if key.startswith("pixel_values")}
-            with torch.inference_mode():
-                outputs = encoder(**on_device, patches_grid=[(columns, rows)])
             tokens = outputs.vision_tokens[0].cpu()
             seconds = time.perf_counter() - start
             tiles = int(inputs["num_local_patches"][0])
@@ -252,11 +273,11 @@ def encode(
     if tensors and output is not None:
         with _written_whole(output) as temporary:
             save_file(tensors, temporary, metadata)
-        console.print(f"Features: {output}", highlight=False, soft_wrap=True)
+        console.print(f"Features: {output}", soft_wrap=True)
     for path, drawing in pictures:
         with _written_whole(path) as temporary:
             drawing.save(temporary)
-        console.print(f"Picture: {path}", highlight=False, soft_wrap=True)
+        console.print(f"Picture: {path}", soft_wrap=True)
     if failures:
         raise typer.Exit(2)
 
@@ -284,16 +305,14 @@ def info(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Show a model's parts and parameters, and the tokens of each mode. Reads the configuration, not the weights."""
-    console = Console()
+    console = _console()
     config = DeepEncoderConfig.tiny() if model is None else _load_config(model, trust_remote_code)
     try:
         with torch.device("meta"):
             built = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
+    except Exception as error:
         raise UserError(f"{model!r} is not a model that can be built: {_one_line(error)}") from error
-    console.print(
-        f"{model or 'demo model'}: {type(built).__name__}, {built.num_parameters():,} parameters", highlight=False
-    )
+    console.print(f"{model or 'demo model'}: {type(built).__name__}, {built.num_parameters():,} parameters")
     parts = Table("part", "kind", "parameters", box=None, pad_edge=False)
     for name, part in built.named_children():
         parts.add_row(name, type(part).__name__, f"{sum(weight.numel() for weight in part.parameters()):,}")
@@ -337,7 +356,7 @@ def convert(
     # Here, as no other command needs it.
     from .conversion.checkpoints import convert_checkpoint, save_converted
 
-    console = Console()
+    console = _console()
     _check_target(report, "--report", (".json",))
     if target.exists():
         raise UserError(f"TARGET: {target} is there already.")
@@ -351,8 +370,6 @@ def convert(
         raise UserError(f"{source} cannot be converted: {_one_line(error)}") from error
     console.print(
         f"{result.layout} -> {type(model).__name__}, {model.num_parameters():,} parameters, {result.dtype}: {target}",
-        highlight=False,
-        markup=False,
         soft_wrap=True,
     )
     for label, names in (
@@ -361,7 +378,7 @@ def convert(
         ("NOT FINITE", result.not_finite),
     ):
         for name in names:
-            console.print(f"{label}: {name}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{label}: {name}", soft_wrap=True)
     if report is not None:
         with _written_whole(report) as temporary:
             temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
@@ -374,7 +391,7 @@ def main() -> None:
     try:
         app(prog_name="deepencoder")
     except UserError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _console(stderr=True).print(f"Error: {error}", style="red", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

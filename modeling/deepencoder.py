@@ -98,13 +98,18 @@ def read_tile_grids(
     """
     if patches_grid is None:
         raise ValueError(f"patches_grid is required with pixel_values_local ({num_tiles} tiles), got None.")
-    cells = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else [list(cell) for cell in patches_grid]
-    if len(cells) != batch_size or any(len(cell) != 2 for cell in cells):
+    cells: Any = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else patches_grid
+    try:
+        grids = [(int(columns), int(rows)) for columns, rows in cells]
+    except (TypeError, ValueError):
+        grids = []
+    if len(grids) != batch_size:
         raise ValueError(f"patches_grid must hold {batch_size} pairs (columns, rows), one an image, got {cells}.")
-    grids = [(int(columns), int(rows)) for columns, rows in cells]
-    if any(columns < 1 or rows < 1 for columns, rows in grids):
-        raise ValueError(f"patches_grid must be positive, got {cells}.")
+    if any(min(grid) < 1 or grid != tuple(cell) for grid, cell in zip(grids, cells, strict=True)):
+        raise ValueError(f"patches_grid must hold positive integers, got {cells}.")
     counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
+    if isinstance(num_local_patches, torch.Tensor) and torch.compiler.is_compiling():
+        num_local_patches = None  # a check only, and numbers in a tensor would break the graph
     if num_local_patches is not None:
         given = num_local_patches.tolist() if isinstance(num_local_patches, torch.Tensor) else list(num_local_patches)
         if len(given) != batch_size:
@@ -242,8 +247,8 @@ class DeepEncoder(PreTrainedModel):
         if pixel_values_local is not None:
             check_pixel_values(pixel_values_local, "pixel_values_local", channels, patch_size)
             grids, counts = read_tile_grids(batch_size, pixel_values_local.shape[0], patches_grid, num_local_patches)
-        elif patches_grid is not None and not torch.compiler.is_compiling():
-            read_tile_grids(batch_size, 0, patches_grid, num_local_patches)
+        elif (patches_grid is not None or num_local_patches is not None) and not torch.compiler.is_compiling():
+            read_tile_grids(batch_size, 0, grids if patches_grid is None else patches_grid, num_local_patches)
 
         for flag in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, flag):

@@ -4,7 +4,7 @@ Unusual: the two-dimensional tables are resized with `antialias=True`, whose ker
 when enlarging; and resized tables are kept, because the parameters behind them do not change in inference.
 """
 
-import weakref
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ def relative_positions(table: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class _Entry(NamedTuple):
-    parameter: weakref.ref[torch.Tensor]
+    parameter: torch.Tensor  # no weak reference: torch.utils.swap_tensors refuses tensors that have one
     state: tuple[int, int]
     source: torch.Tensor | None
     table: torch.Tensor
@@ -75,8 +75,9 @@ class _Entry(NamedTuple):
 class PositionTableCache:
     """Keeps what was made of a position parameter, for inference.
 
-    An entry is dropped as soon as its parameter is another one or was written to, so that loading or training weights
-    needs no call here. Nothing is kept where gradients must reach the parameter, and nothing while a graph is traced.
+    An entry is made anew once its parameter is another one or was written to, so that loading or training weights
+    needs no call here. (Off the CPU, a write through `.data` goes unnoticed until a step trains the parameter.)
+    Nothing is kept where gradients must reach the parameter, nor while a graph is traced. Threads may share it.
 
     Args:
         max_entries (`int`, defaults to 8): grids to keep; the one used longest ago goes first.
@@ -85,6 +86,7 @@ class PositionTableCache:
     def __init__(self, max_entries: int = 8) -> None:
         self.max_entries = max_entries
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -99,13 +101,21 @@ class PositionTableCache:
         self, parameter: torch.Tensor, size: Hashable, build: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Return `build(parameter)`, kept from an earlier call with the same `size`, dtype and device if it may be."""
-        if not self._may_keep(parameter):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return build(parameter)
+        if parameter.requires_grad and torch.is_grad_enabled():
+            with self._lock:
+                self._entries.clear()  # the parameter is about to change
+            return build(parameter)
+        state = self._state(parameter)
+        if state is None:
             return build(parameter)
         key = (size, parameter.dtype, parameter.device)
-        state = (parameter.data_ptr(), parameter._version)
-        entry = self._entries.get(key)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
         if entry is not None and self._is_current(entry, parameter, state):
-            self._entries.move_to_end(key)
             return entry.table
         # Outside inference mode, so that a later training step may save the table for its backward pass.
         with torch.inference_mode(False), torch.no_grad():
@@ -113,22 +123,26 @@ class PositionTableCache:
             # Writes through `.data` leave the version as it is. On the CPU a comparison finds them at little cost;
             # elsewhere it would wait for the device.
             source = parameter.detach().clone() if parameter.device.type == "cpu" else None
-        self._entries[key] = _Entry(weakref.ref(parameter), state, source, table)
-        while len(self._entries) > self.max_entries:
-            self._entries.popitem(last=False)
+        with self._lock:
+            self._entries[key] = _Entry(parameter, state, source, table)
+            self._entries.move_to_end(key)
+            while len(self._entries) > self.max_entries:
+                self._entries.popitem(last=False)
         return table
 
     @staticmethod
-    def _may_keep(parameter: torch.Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        if parameter.requires_grad and torch.is_grad_enabled():
-            return False
+    def _state(parameter: torch.Tensor) -> tuple[int, int] | None:
+        """Return what changes when a parameter is written to, or None for a tensor of which nothing may be kept."""
         # Tensors made in inference mode do not count their versions; subclasses may have no memory of their own.
-        return type(parameter) in (torch.Tensor, nn.Parameter) and not (parameter.is_meta or parameter.is_inference())
+        if type(parameter) not in (torch.Tensor, nn.Parameter) or parameter.is_meta or parameter.is_inference():
+            return None
+        try:
+            return parameter.data_ptr(), parameter._version
+        except RuntimeError:  # inside a transform of torch.func
+            return None
 
     @staticmethod
     def _is_current(entry: _Entry, parameter: torch.Tensor, state: tuple[int, int]) -> bool:
-        if entry.parameter() is not parameter or entry.state != state:
+        if entry.parameter is not parameter or entry.state != state:
             return False
         return entry.source is None or torch.equal(entry.source, parameter)

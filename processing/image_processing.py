@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
@@ -134,8 +135,8 @@ class DeepEncoderImageProcessor(PilBackend):
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         kwargs = super()._standardize_kwargs(**kwargs)
         for name in ("min_patches", "max_patches", "tile_size", "patch_size", "downsample_ratio"):
-            if kwargs[name] < 1:
-                raise ValueError(f"{name} must be positive, got {kwargs[name]}.")
+            if not isinstance(kwargs[name], int) or kwargs[name] < 1:
+                raise ValueError(f"{name} must be a positive integer, got {kwargs[name]!r}.")
         if kwargs["min_patches"] > kwargs["max_patches"]:
             raise ValueError(
                 f"min_patches must be at most max_patches, got {kwargs['min_patches']} and {kwargs['max_patches']}."
@@ -148,6 +149,8 @@ class DeepEncoderImageProcessor(PilBackend):
         if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
             raise ValueError(f"background_color must be one or three integers in [0, 255], got {color}.")
         kwargs["background_color"] = channels
+        if kwargs["crop_to_patches"] and not kwargs["do_resize"]:
+            raise ValueError("crop_to_patches=True needs do_resize=True: tiles are cut from a resized image.")
         return kwargs
 
     def preprocess(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
@@ -173,9 +176,15 @@ class DeepEncoderImageProcessor(PilBackend):
         images: Any,
         *args: Any,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
         **kwargs: Any,
     ) -> list[Image.Image]:
-        return [to_rgb(image, index, input_data_format) for index, image in enumerate(flatten_images(images))]
+        flat = flatten_images(images)
+        for index, image in enumerate(flat):
+            is_float = isinstance(image, (np.ndarray, torch.Tensor)) and "float" in str(image.dtype)
+            if is_float and not do_rescale:
+                raise ValueError(f"images[{index}] holds floats, whose range is recognised: do_rescale must stay on.")
+        return [to_rgb(image, index, input_data_format) for index, image in enumerate(flat)]
 
     def _preprocess(  # type: ignore[override]  # PIL images, and fields of its own
         self,
@@ -192,8 +201,6 @@ class DeepEncoderImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs: Any,
     ) -> BatchFeature:
-        if crop_to_patches and not do_resize:
-            raise ValueError("crop_to_patches=True needs do_resize=True: tiles are cut from a resized image.")
         scale, shift = self._scale_and_shift(**kwargs)
         views, tiles, grids = [], [], []
         for image in images:

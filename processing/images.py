@@ -59,7 +59,7 @@ def to_rgb(image: Any, index: int = 0, input_data_format: str | ChannelDimension
     label = f"images[{index}]"
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        image = (image.float() if image.is_floating_point() else image).numpy()
     if isinstance(image, np.ndarray):
         return _from_array(image, label, input_data_format)
     if isinstance(image, Image.Image):
@@ -73,6 +73,9 @@ def to_rgb(image: Any, index: int = 0, input_data_format: str | ChannelDimension
 
 
 def _open(name: str, label: str) -> Image.Image:
+    remote = name.startswith(("http://", "https://", "data:image/"))
+    if not remote and not (name and Path(name).exists()):
+        raise FileNotFoundError(f"{label}: there is no such file.")
     try:
         if name.startswith(("http://", "https://")):
             response = get_session().get(name, timeout=URL_TIMEOUT, follow_redirects=True)
@@ -80,11 +83,7 @@ def _open(name: str, label: str) -> Image.Image:
             return Image.open(BytesIO(response.content))
         if name.startswith("data:image/"):
             return Image.open(BytesIO(base64.b64decode(name.partition(",")[2], validate=True)))
-        if not Path(name).exists():
-            raise FileNotFoundError(f"{label}: there is no such file.")
         return Image.open(name)
-    except FileNotFoundError:
-        raise
     except Image.DecompressionBombError as error:
         raise ValueError(f"{label} is too large to decode safely: {error}") from error
     except UnidentifiedImageError as error:
@@ -102,11 +101,13 @@ def _decode(image: Image.Image, label: str, from_file: bool = False) -> Image.Im
             image = ImageOps.exif_transpose(image)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours, without Pillow's warning
+        if image.mode != "RGB" and image.mode != "F" and not image.mode.startswith("I"):
+            image = image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
         raise ValueError(f"{label} could not be decoded: {error}") from error
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_array(np.asarray(image), label, None)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image
 
 
 def _from_array(array: np.ndarray, label: str, input_data_format: str | ChannelDimension | None) -> Image.Image:
@@ -151,7 +152,8 @@ def _to_bytes(array: np.ndarray, label: str) -> np.ndarray:
         raise ValueError(f"{label} must hold finite values, got NaN or infinity.")
     low, high = array.min(), array.max()
     if kind == "f":
-        limit = 1 if high <= 1 else 255
+        # Nothing that peaks at 1.5 has 255 levels: rather refuse a range that overshoots 1 than turn it black.
+        limit = 1 if high < 2 else 255
     else:
         # Wider integers are a 16-bit image that some loader widened, once they exceed eight bits.
         limit = 65535 if (kind == "u" and array.dtype.itemsize == 2) or high > 255 else 255

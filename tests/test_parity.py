@@ -153,7 +153,7 @@ def test_vision_tokens_equal_unlimited_ocr() -> None:
         report_difference(f"vision tokens of image {index}", tokens, expected)
 
 
-@pytest.mark.parametrize("size", [(1024, 1024), (512, 768)], ids=str)
+@pytest.mark.parametrize("size", PIXEL_SIZES, ids=str)
 @torch.no_grad()
 def test_sam_encoder_equals_deepseek_ocr2(size: tuple[int, int]) -> None:
     module = peer_module("deepseek_ocr2")

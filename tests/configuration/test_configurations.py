@@ -33,6 +33,8 @@ def test_json_round_trip(config_class: Any, preset: str, tmp_path: Path) -> None
         (SamEncoderConfig, {"global_attn_indexes": (-1,)}, ["global_attn_indexes", "-1"]),
         (SamEncoderConfig, {"image_size": 0}, ["image_size", "0"]),
         (SamEncoderConfig, {"hidden_size": -768}, ["hidden_size", "-768"]),
+        (SamEncoderConfig, {"hidden_size": "abc"}, ["SamEncoderConfig", "hidden_size", "abc"]),
+        (DeepEncoderConfig, {"projection_dim": None}, ["projection_dim", "None"]),
         (SamEncoderConfig, {"window_size": 0}, ["window_size", "0"]),
         (SamEncoderConfig, {"downsample_channels": (512, 0)}, ["downsample_channels", "0"]),
         (SamEncoderConfig, {"hidden_act": "nonsense"}, ["hidden_act", "nonsense"]),

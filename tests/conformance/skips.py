@@ -6,6 +6,11 @@ What transformers skips by itself (text models, tests marked slow, tests that ne
 _NO_LOSS = "a base model without a loss, which transformers' own list of base models exempts; see tests/modeling"
 _MAPS = "SAM's blocks work on maps and in windows: shapes of their own, tested in tests/modeling/test_sam_encoder.py"
 
+# Class attributes that switch tests of `ModelTesterMixin` off, with their reasons.
+FLAGS: dict[str, tuple[bool, str]] = {
+    "test_resize_embeddings": (False, "the models have no vocabulary to resize"),
+}
+
 SKIPS: dict[str, str] = {
     "DeepEncoderImageProcessingTest.test_backends_equivalence": "downloads an image; both backends are one class",
     "DeepEncoderImageProcessingTest.test_call_numpy_4_channels": "four channels out: the encoder sees RGB only",

@@ -16,6 +16,8 @@ from deepencoder import (
     SamEncoderConfig,
 )
 
+from .skips import FLAGS
+
 
 class ModelTester:
     """What the mixins ask of a model's tester."""
@@ -63,8 +65,7 @@ class DeepEncoderTester(ModelTester):
 
 
 class CommonTests(ModelTesterMixin):
-    test_resize_embeddings = False
-    test_torch_exportable = False
+    test_resize_embeddings = FLAGS["test_resize_embeddings"][0]
     model_tester_class: type[ModelTester]
     config_class: type
     config_values: dict[str, Any]

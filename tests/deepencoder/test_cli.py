@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from deepencoder import (
     ClipVisionEncoderConfig,
@@ -122,9 +123,12 @@ def test_a_bad_image_is_one_line_and_the_others_are_encoded(cli: Any, example_pa
         (["encode", "nothing.png"], ["images[0]", "nothing.png", "no such file"]),
         (["encode", "PAGE", "--output", "features.txt"], ["--output", ".safetensors", "features.txt"]),
         (["encode", "PAGE", "--picture", "picture.jpg"], ["--picture", ".png"]),
-        (["encode", "PAGE", "--output", "PAGE/features.safetensors"], ["--output", "folder"]),
+        (["encode", "PAGE", "--output", "PAGE/features.safetensors"], ["--output", "cannot write"]),
         (["encode", "PAGE", "--device", "cuda:99"], ["--device", "cuda:99"]),
         (["encode", "PAGE", "--device", "nonsense"], ["--device", "nonsense"]),
+        (["encode", "PAGE", "--device", "meta"], ["--device", "meta"]),
+        (["encode", "PAGE", "--output", "n" * 300 + ".safetensors"], ["--output", "too long"]),
+        (["encode", "PAGE", "--output", "/proc/x.safetensors"], ["--output", "cannot write"]),
         (["encode", "PAGE", "--model", "FOLDER"], ["cannot be loaded"]),
         (["encode", "PAGE", "--model", "SAM"], ["deepencoder_sam", "encode needs"]),
         (["info", "FOLDER"], ["cannot be loaded"]),
@@ -143,6 +147,54 @@ def test_mistakes_are_one_line_with_exit_code_2(
     errors = [line for line in err.splitlines() if line and "demo model" not in line and "mean nothing" not in line]
     assert len(errors) == 1 and errors[0].startswith("Error: "), err
     assert all(word in errors[0] for word in words), err
+
+
+def spoil(folder: Path, how: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if how == "lacking tensors":
+        tensors = {name: tensor for name, tensor in load_file(weights).items() if not name.startswith("projector")}
+        save_file(tensors, weights, {"format": "pt"})
+    elif how == "misshapen tensor":
+        save_file(load_file(weights) | {"image_newline": torch.zeros(3)}, weights, {"format": "pt"})
+    elif how == "damaged weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "damaged config":
+        config.write_text(config.read_text().replace('"projection_dim": 48', '"projection_dim": "abc"'))
+    elif how == "damaged processor":
+        (folder / "preprocessor_config.json").write_text("{nonsense")
+    elif how == "foreign processor":
+        CLIPImageProcessorPil().save_pretrained(folder)
+    else:
+        DeepEncoderImageProcessor(size={"height": 100, "width": 100}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("lacking tensors", ["lacks 2 tensors", "projector.layers.0.bias"]),
+        ("misshapen tensor", ["cannot be loaded"]),
+        ("damaged weights", ["cannot be loaded"]),
+        ("damaged config", ["projection_dim", "abc"]),
+        ("damaged processor", ["image processor", "cannot be loaded"]),
+        ("foreign processor", ["image processor", "CLIPImageProcessor"]),
+        ("unfit processor", ["height", "16", "100"]),
+    ],
+)
+def test_damaged_models_are_one_line(cli: Any, how: str, words: list[str], example_page: Path, tmp_path: Path) -> None:
+    DeepEncoder(DeepEncoderConfig.tiny()).save_pretrained(tmp_path)
+    DeepEncoderImageProcessor().save_pretrained(tmp_path)
+    spoil(tmp_path, how)
+    code, out, err = cli("encode", example_page, "--model", tmp_path)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("Error: "), err
+    assert all(word in err for word in words), err
+
+
+def test_names_are_no_markup(cli: Any, tmp_path: Path) -> None:
+    page, output = tmp_path / "page[red].png", tmp_path / "o[x]:smile:.safetensors"
+    Image.new("RGB", (20, 20)).save(page)
+    code, out, _ = cli("encode", page, "--mode", "tiny", "-o", output)
+    assert code == 0 and output.is_file()
+    assert "page[red].png" in out and "o[x]:smile:.safetensors" in out
 
 
 @pytest.mark.parametrize("arguments", [["encode"], ["encode", "page.png", "--mode", "huge"], ["nonsense"]])

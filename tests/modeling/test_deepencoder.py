@@ -130,8 +130,12 @@ def test_one_cell_may_be_a_tile_if_num_local_patches_says_so(tiny_model: DeepEnc
     ("changes", "words"),
     [
         ({"patches_grid": None}, ["patches_grid", "required", "6"]),
-        ({"patches_grid": [(2, 3)]}, ["patches_grid", "2 pairs", "[[2, 3]]"]),
+        ({"patches_grid": [(2, 3)]}, ["patches_grid", "2 pairs", "[(2, 3)]"]),
         ({"patches_grid": [(2, 3), (1, 0)]}, ["patches_grid", "positive"]),
+        ({"patches_grid": [(2.5, 3.0), (1, 1)]}, ["patches_grid", "integers", "2.5"]),
+        ({"patches_grid": [2, 3]}, ["patches_grid", "pairs", "[2, 3]"]),
+        ({"patches_grid": torch.tensor(3)}, ["patches_grid", "pairs", "3"]),
+        ({"pixel_values_local": None, "patches_grid": None}, ["num_local_patches[0]", "got 6"]),
         ({"patches_grid": [(2, 3, 1), (1, 1)]}, ["patches_grid", "pairs"]),
         ({"patches_grid": [(2, 2), (1, 1)], "num_local_patches": None}, ["pixel_values_local", "4 tiles", "got 6"]),
         ({"num_local_patches": [6]}, ["num_local_patches", "2 numbers", "[6]"]),
@@ -177,7 +181,7 @@ def test_get_image_features_follows_the_convention(tiny_model: DeepEncoder) -> N
     [
         ({"projector_type": "linear"}, 1, 48),
         ({"projector_type": "mlp_gelu", "projector_depth": 3}, 3, 48),
-        ({"projector_type": "identity", "projection_dim": 64}, 0, 64),
+        ({"projector_type": "identity"}, 0, 64),
     ],
 )
 @torch.no_grad()
@@ -262,9 +266,9 @@ def test_a_short_training_run_lowers_the_loss() -> None:
 def test_compiles_as_one_graph(tiny_model: DeepEncoder) -> None:
     compiled = torch.compile(tiny_model, fullgraph=True)
     inputs = page_inputs([(2, 1), (1, 1)], size=192)
-    inputs |= {"patches_grid": inputs["patches_grid"].tolist(), "num_local_patches": None}
+    inputs |= {"patches_grid": inputs["patches_grid"].tolist()}
     assert_same(compiled(**inputs), tiny_model(**inputs), atol=1e-5, rtol=1e-4)
-    plain = {"pixel_values": torch.randn(1, 3, 128, 128), "patches_grid": torch.tensor([[1, 1]])}
+    plain = page_inputs([(1, 1)])
     assert_same(compiled(**plain), tiny_model(**plain), atol=1e-5, rtol=1e-4)
 
 

@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -109,6 +111,39 @@ def test_tables_made_in_inference_mode_can_be_trained_on() -> None:
     other = nn.Parameter(torch.randn(4, 4))
     (other * cache.get(parameter, 1, build)).sum().backward()
     assert other.grad is not None and build.calls == 1
+
+
+def test_threads_may_share_a_cache() -> None:
+    cache, parameter = PositionTableCache(max_entries=2), nn.Parameter(torch.randn(4, 4), requires_grad=False)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            sizes = [index % 7 for index in range(3000)]
+            tables = list(pool.map(lambda size: cache.get(parameter, size, lambda table: table * size), sizes))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(table, parameter * size) for table, size in zip(tables, sizes, strict=True))
+
+
+def test_a_training_step_empties_the_cache() -> None:
+    cache, parameter, build = PositionTableCache(), nn.Parameter(torch.randn(4, 4)), Counter()
+    with torch.no_grad():
+        cache.get(parameter, 1, build)
+    cache.get(parameter, 1, build)
+    assert len(cache) == 0
+
+
+def test_transforms_and_swapped_tensors() -> None:
+    cache, build = PositionTableCache(), Counter()
+    stacked = torch.randn(3, 4, 4)
+    with torch.no_grad():
+        doubled = torch.func.vmap(lambda table: cache.get(table, 1, build))(stacked)
+        assert torch.equal(doubled, stacked * 2) and len(cache) == 0
+        first, second = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2, 2))
+        cache.get(first, 1, build)
+        torch.utils.swap_tensors(first, second)
+        assert (cache.get(first, 1, build) == 2).all()
 
 
 def test_old_grids_make_room() -> None:

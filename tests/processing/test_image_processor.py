@@ -172,6 +172,7 @@ def test_saved_and_reloaded(tmp_path: Path) -> None:
         ({"min_patches": 0}, ["min_patches", "0"]),
         ({"min_patches": 7, "max_patches": 6}, ["min_patches", "7", "6"]),
         ({"tile_size": -1}, ["tile_size", "-1"]),
+        ({"crop_to_patches": True, "do_resize": False}, ["crop_to_patches", "do_resize"]),
         ({"size": {"height": 0, "width": 64}}, ["size", "0"]),
         ({"size": {"shortest_edge": 64}}, ["size", "shortest_edge"]),
         ({"background_color": (1, 2)}, ["background_color", "(1, 2)"]),
@@ -194,8 +195,12 @@ def test_bad_calls() -> None:
         processor([])
     with pytest.raises(ValueError, match=r"images\[1\]"):
         processor([random_image(5, 5), np.zeros((0, 3, 3))])
+    with pytest.raises(ValueError, match=r"images\[0\].*do_rescale"):
+        processor(np.zeros((4, 4, 3)), do_rescale=False)
+    with pytest.raises(ValueError, match="max_patches.*6.5"):
+        DeepEncoderImageProcessor(max_patches=6.5)
     with pytest.raises(ValueError, match="crop_to_patches"):
-        processor(random_image(5, 5), mode="gundam", do_resize=False)
+        processor.get_number_of_image_tokens(1000, 1000, mode="gundam", do_resize=False)
     with pytest.raises(ValueError, match="nonsense"):
         processor.get_number_of_image_tokens(5, 5, nonsense=1)
     with pytest.raises(ValueError, match="height and width"):

@@ -164,6 +164,8 @@ def test_bad_files_are_named(name: str, reason: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"images\[1\].*nothing.png"):
         to_rgb(tmp_path / "nothing.png", 1)
+    with pytest.raises(FileNotFoundError, match=r"images\[1\]"):
+        to_rgb("", 1)
     with pytest.raises(ValueError, match=r"images\[1\]"):
         to_rgb(tmp_path, 1)  # a folder
 
@@ -188,6 +190,8 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         (np.zeros((1, 2, 3, 4, 5), np.uint8), ["2 or 3 dimensions"]),
         (np.zeros((5, 6, 7), np.uint8), ["channels", "(5, 6, 7)"]),
         (np.full((4, 4, 3), -0.5), ["[0, 1]", "-0.5"]),
+        (np.full((4, 4, 3), 1.004), ["[0, 1]", "1.004"]),
+        (Image.new("La", (4, 4)), ["decoded", "La"]),
         (np.full((4, 4, 3), 300.0), ["[0, 255]", "300.0"]),
         (np.full((4, 4, 3), -1), ["integers", "-1"]),
         (np.full((4, 4, 3), 70000), ["16-bit", "70000"]),
