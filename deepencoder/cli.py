@@ -390,7 +390,7 @@ def main() -> None:
     logging.set_verbosity_error()
     try:
         app(prog_name="deepencoder")
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, say
         _console(stderr=True).print(f"Error: {error}", style="red", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

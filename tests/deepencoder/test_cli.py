@@ -233,14 +233,16 @@ def test_a_failed_write_leaves_the_old_file(
     output = tmp_path / "features.safetensors"
     output.write_text("old")
 
-    def fail(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_text("half")
-        raise KeyboardInterrupt
+    for error, expected in ((KeyboardInterrupt(), 130), (OSError("the disk is full"), 2)):
 
-    monkeypatch.setattr("deepencoder.cli.save_file", fail)
-    code, _, _ = cli("encode", example_page, "--mode", "tiny", "-o", output)
-    assert code == 130
-    assert output.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == [output.name]
+        def fail(tensors: Any, path: Path, metadata: Any, error: BaseException = error) -> None:
+            path.write_text("half")
+            raise error
+
+        monkeypatch.setattr("deepencoder.cli.save_file", fail)
+        code, _, err = cli("encode", example_page, "--mode", "tiny", "-o", output)
+        assert code == expected and "Traceback" not in err
+        assert output.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 def test_info(cli: Any, tmp_path: Path) -> None:
