@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .keys import (
+    CLIP_DEEPSEEK_OCR,
     CLIP_OPENAI,
     CLIP_TRANSFORMERS,
     DEEPENCODER_DEEPSEEK_OCR,
@@ -15,6 +16,7 @@ from .keys import (
     SAM_META,
     SAM_TRANSFORMERS,
     VIT_TIMM,
+    VIT_TRANSFORMERS,
     VIT_TRANSFORMERS_FILES,
     KeyTable,
     prefixed,
@@ -29,6 +31,8 @@ class Layout:
 
     Args:
         name: what it is called in reports.
+        slug: what it is called on the command line.
+        pixels: whose image processor it is used with: `"deepseek"`, `"got"`, `"sam"`, `"clip"` or `"vit"`.
         model_type: what is made of it.
         table: its rows.
         needs: names that only this layout has all of.
@@ -36,9 +40,12 @@ class Layout:
         claims: beginnings of the names that belong to the encoder; each must be in the table or left behind.
         left_behind: names that nothing is made of (`*` for any rest), with the reason.
         defaults: fields of the configuration that no shape tells.
+        assumed: of these, the ones that are true of most checkpoints of the layout and not of all, with the reason.
     """
 
     name: str
+    slug: str
+    pixels: str
     model_type: str
     table: KeyTable
     needs: tuple[str, ...]
@@ -46,14 +53,19 @@ class Layout:
     claims: tuple[str, ...] = ("",)
     left_behind: tuple[tuple[str, str], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    assumed: tuple[tuple[str, str], ...] = ()
 
 
 _POSITION_IDS = "numbers that are counted anew"
 _UNUSED_PATCHES = "CLIP's patch embedding, which runs on SAM's map here and in the original alike"
 _CLASSIFIER = "a head for a task, not a part of the tower"
+_VIT_LEFT_BEHIND = (("embeddings.mask_token", "a token of its pretraining, which the tower never sees"),)
+_VIT_DEFAULTS = (("post_norm", "all"), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12))
 
 _DEEPSEEK_OCR = Layout(
     "DeepSeek-OCR",
+    "deepseek-ocr",
+    "deepseek",
     "deepencoder",
     tuple((row[0], *(name.removeprefix("model.") for name in row[1:])) for row in DEEPENCODER_DEEPSEEK_OCR),
     needs=("sam_model.pos_embed", "vision_model.embeddings.class_embedding"),
@@ -65,6 +77,8 @@ _DEEPSEEK_OCR = Layout(
 )
 _UNLIMITED_OCR = Layout(
     "Unlimited-OCR in transformers",
+    "unlimited-ocr",
+    "deepseek",
     "deepencoder",
     (
         *prefixed(DEEPENCODER_UNLIMITED_OCR, there="vision_tower."),
@@ -81,7 +95,23 @@ LAYOUTS: tuple[Layout, ...] = (
     _DEEPSEEK_OCR,
     _UNLIMITED_OCR,
     Layout(
+        "CLIP of DeepSeek-OCR",
+        "deepseek-ocr-clip",
+        "clip",
+        "deepencoder_clip_vision",
+        prefixed(CLIP_DEEPSEEK_OCR, there="vision_model."),
+        needs=(
+            "vision_model.embeddings.class_embedding",
+            "vision_model.transformer.layers.0.self_attn.qkv_proj.weight",
+        ),
+        lacks=("sam_model.",),
+        claims=("vision_model.",),
+        left_behind=(("vision_model.embeddings.position_ids", _POSITION_IDS),),
+    ),
+    Layout(
         "DeepSeek-OCR-2",
+        "deepseek-ocr-2",
+        "deepseek",
         "deepencoder_sam",
         prefixed(SAM_META, there="sam_model."),
         needs=("sam_model.pos_embed",),
@@ -90,6 +120,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "DeepSeek-OCR-2 in transformers",
+        "deepseek-ocr-2-transformers",
+        "deepseek",
         "deepencoder_sam",
         prefixed(SAM_TRANSFORMERS, there="vision_tower.sam_encoder."),
         needs=("vision_tower.sam_encoder.pos_embed",),
@@ -98,6 +130,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "GOT-OCR-2.0 or Vary",
+        "got-ocr",
+        "got",
         "deepencoder_sam",
         prefixed(SAM_META, there="vision_tower_high."),
         needs=("vision_tower_high.pos_embed",),
@@ -105,6 +139,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "GOT-OCR-2.0 in transformers",
+        "got-ocr-transformers",
+        "got",
         "deepencoder_sam",
         (
             *prefixed(SAM_TRANSFORMERS[:-2], there="vision_tower."),
@@ -116,6 +152,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "SAM",
+        "sam",
+        "sam",
         "deepencoder_sam",
         prefixed(SAM_META, there="image_encoder."),
         needs=("image_encoder.pos_embed",),
@@ -123,6 +161,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "SAM in transformers",
+        "sam-transformers",
+        "sam",
         "deepencoder_sam",
         prefixed(SAM_TRANSFORMERS, there="vision_encoder."),
         needs=("vision_encoder.pos_embed",),
@@ -130,14 +170,19 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "CLIP by OpenAI or open_clip",
+        "clip",
+        "clip",
         "deepencoder_clip_vision",
         tuple((row[0], *(f"visual.{name}" for name in row[1:])) for row in CLIP_OPENAI),
         needs=("visual.class_embedding", "visual.ln_pre.weight"),
         claims=("visual.",),
-        defaults=(("post_norm", "pooled"),),
+        defaults=(("post_norm", "pooled"), ("hidden_act", "quick_gelu")),
+        assumed=(("hidden_act", "quick_gelu, as OpenAI's; most of open_clip's own models have gelu"),),
     ),
     Layout(
         "CLIP in transformers",
+        "clip-transformers",
+        "clip",
         "deepencoder_clip_vision",
         (*prefixed(CLIP_TRANSFORMERS[:-1], there="vision_model."), CLIP_TRANSFORMERS[-1]),
         needs=("vision_model.embeddings.class_embedding", "vision_model.post_layernorm.weight"),
@@ -147,6 +192,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "CLIP's vision model in transformers",
+        "clip-vision-transformers",
+        "clip",
         "deepencoder_clip_vision",
         CLIP_TRANSFORMERS,
         needs=("embeddings.class_embedding", "post_layernorm.weight"),
@@ -155,6 +202,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "ViT in timm",
+        "vit-timm",
+        "vit",
         "deepencoder_clip_vision",
         VIT_TIMM,
         needs=("cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
@@ -163,16 +212,29 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "ViT in transformers",
+        "vit-transformers",
+        "vit",
         "deepencoder_clip_vision",
         VIT_TRANSFORMERS_FILES,
         needs=("embeddings.cls_token", "encoder.layer.0.attention.attention.query.weight"),
         claims=("embeddings.", "encoder.", "layernorm."),
-        left_behind=(("embeddings.mask_token", "a token of its pretraining, which the tower never sees"),),
-        defaults=(("post_norm", "all"), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)),
+        left_behind=_VIT_LEFT_BEHIND,
+        defaults=_VIT_DEFAULTS,
+    ),
+    Layout(
+        "ViT in transformers' memory",
+        "vit-transformers-memory",
+        "vit",
+        "deepencoder_clip_vision",
+        VIT_TRANSFORMERS,
+        needs=("embeddings.cls_token", "layers.0.attention.q_proj.weight"),
+        claims=("embeddings.", "layers.", "layernorm."),
+        left_behind=_VIT_LEFT_BEHIND,
+        defaults=_VIT_DEFAULTS,
     ),
 )
 # Where in a larger model a layout may sit.
-PREFIXES = ("", "model.", "vit.")
+PREFIXES = ("", "model.", "vit.", "module.")
 
 
 def recognize(keys: Collection[str]) -> tuple[Layout, str]:

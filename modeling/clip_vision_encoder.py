@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout as apply_dropout
 from torch.nn.functional import softmax
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,6 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.clip_vision_encoder import ClipVisionEncoderConfig
+from .base import DeepEncoderPreTrainedModel
 from .inputs import check_pixel_values
 from .positions import PositionTableCache, resize_position_grid
 
@@ -185,7 +185,7 @@ class ClipVisionEncoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
-class ClipVisionEncoder(PreTrainedModel):
+class ClipVisionEncoder(DeepEncoderPreTrainedModel):
     """CLIP's vision tower; by its configuration also a plain ViT.
 
     Source: Radford et al., *Learning Transferable Visual Models From Natural Language Supervision* (2021).

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -18,6 +17,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.deepencoder import DeepEncoderConfig
+from .base import DeepEncoderPreTrainedModel
 from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
 from .inputs import check_pixel_values
 from .sam_encoder import SamEncoder
@@ -144,7 +144,7 @@ class DeepEncoderProjector(nn.Module):
         return self.layers(fused)
 
 
-class DeepEncoder(PreTrainedModel):
+class DeepEncoder(DeepEncoderPreTrainedModel):
     """DeepSeek-OCR's vision encoder: pages in, vision tokens out.
 
     Source: Wei et al., *DeepSeek-OCR: Contexts Optical Compression* (2025).

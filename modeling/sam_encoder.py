@@ -6,7 +6,6 @@ like any other, equal to the bias of the qkv projection, so the projection runs 
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.sam_encoder import SamEncoderConfig
 from .attention import get_relative_position_attention, merge_windows, split_windows
+from .base import DeepEncoderPreTrainedModel
 from .inputs import check_pixel_values
 from .positions import PositionTableCache, relative_positions, resize_position_grid
 
@@ -167,7 +167,7 @@ class SamEncoderCompressor(nn.Module):
         return features
 
 
-class SamEncoder(PreTrainedModel):
+class SamEncoder(DeepEncoderPreTrainedModel):
     """SAM's image encoder with DeepSeek-OCR's 16x compressor.
 
     Source: Kirillov et al., *Segment Anything* (2023), and Wei et al., *DeepSeek-OCR* (2025).

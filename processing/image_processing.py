@@ -5,6 +5,7 @@ torchvision is not needed. A mode is only a named set of the ordinary fields.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
+from ..configuration.originals import import_converter
 from .images import flatten_images, to_rgb
 from .tiling import choose_tile_grid, count_image_tokens
 
@@ -119,6 +121,24 @@ class DeepEncoderImageProcessor(PilBackend):
     def from_dict(cls, image_processor_dict: dict[str, Any], mode: str | None = None, **kwargs: Any) -> Any:
         """Build a processor from its fields; a `mode` and other keywords overrule them."""
         return super().from_dict(image_processor_dict, **(kwargs if mode is None else mode_fields(mode) | kwargs))
+
+    @classmethod
+    def from_original(cls, source: str | Path, mode: str | None = None, **kwargs: Any) -> Any:
+        """Make the image processor of a checkpoint of other code, with the mode that its configuration names.
+
+        Args:
+            source: as in `DeepEncoder.from_original`; no tensors are downloaded.
+            mode (`str`, *optional*): another mode.
+            kwargs: `revision`, `token`, `cache_dir` and so on, as there.
+
+        Raises:
+            `ValueError`: a checkpoint whose pages are prepared by another class, or see `DeepEncoder.from_original`.
+            `OSError`: there is no such source, or it cannot be reached.
+        """
+        found = import_converter().load_original_image_processor(source, **kwargs)
+        if type(found).__name__ != cls.__name__:
+            raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
+        return cls.from_dict(found.to_dict(), mode=mode)
 
     @property
     def mode(self) -> str | None:

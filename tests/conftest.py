@@ -9,6 +9,8 @@ from torch import nn
 
 from deepencoder import DeepEncoder, DeepEncoderConfig
 
+from .hub_server import Hub, serve
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,7 +24,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(1 + 0.1 * values)
             elif "rel_pos" in name or "position" in name or "embed" in name and parameter.ndim < 4:
                 parameter.copy_(0.2 * values)
-            elif parameter.ndim == 1:
+            elif parameter.ndim <= 1:
                 parameter.copy_(0.1 * values)
             else:
                 gain = 1.0 if parameter.ndim == 4 else 0.6
@@ -57,3 +59,13 @@ def tiny_model() -> DeepEncoder:
 @pytest.fixture(scope="session")
 def example_page() -> Path:
     return ROOT / "examples" / "dense-text.png"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that huggingface_hub takes for the real one."""
+    with serve() as running:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield running

@@ -17,16 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from deepencoder import (
-    ClipVisionEncoderConfig,
     DeepEncoder,
     DeepEncoderConfig,
     DeepEncoderImageProcessor,
     SamEncoder,
     SamEncoderConfig,
 )
-from deepencoder.cli import main
-from deepencoder.conversion.keys import prefixed, revert_state_dict
-from deepencoder.conversion.layouts import LAYOUTS
 
 from ..conftest import ROOT
 
@@ -35,22 +31,6 @@ def run(*arguments: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "deepencoder", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **kwargs)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: `code, out, err = cli("encode", ...)`."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["deepencoder", *map(str, arguments)])
-        capsys.readouterr()  # what the test itself printed
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_encode_writes_features_and_picture(example_page: Path, tmp_path: Path) -> None:
@@ -239,7 +219,7 @@ def test_a_failed_write_leaves_the_old_file(
             path.write_text("half")
             raise error
 
-        monkeypatch.setattr("deepencoder.cli.save_file", fail)
+        monkeypatch.setattr("deepencoder.commands.encode.save_file", fail)
         code, _, err = cli("encode", example_page, "--mode", "tiny", "-o", output)
         assert code == expected and "Traceback" not in err
         assert output.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == [output.name]
@@ -269,29 +249,7 @@ def test_the_demo_model_is_the_same_every_time(cli: Any, example_page: Path, tmp
     assert torch.equal(*tokens)
 
 
-def test_convert(cli: Any, example_page: Path, tmp_path: Path) -> None:
-    layout = LAYOUTS[0]
-    model = DeepEncoder(
-        DeepEncoderConfig(
-            sam_config=SamEncoderConfig.tiny(downsample_channels=(24, 192)),
-            clip_config=ClipVisionEncoderConfig.tiny(hidden_size=192, num_attention_heads=3),
-        )
-    )
-    tensors = revert_state_dict(model.state_dict(), prefixed(layout.table, there="model."))
-    save_file(tensors | {"lm_head.weight": torch.zeros(3)}, tmp_path / "whole-model.safetensors")
-    target, report = tmp_path / "encoder", tmp_path / "report.json"
-    code, out, _ = cli("convert", tmp_path / "whole-model.safetensors", target, "--report", report)
-    assert code == 0 and "DeepSeek-OCR -> DeepEncoder" in out
-    assert json.loads(report.read_text())["initialized"] == []
-    assert cli("encode", example_page, "--model", target, "--mode", "tiny")[0] == 0
-    code, _, err = cli("convert", tmp_path / "whole-model.safetensors", target)
-    assert code == 2 and "there already" in err
-    (tmp_path / "bad.pth").write_bytes(b"nonsense")
-    code, _, err = cli("convert", tmp_path / "bad.pth", tmp_path / "other")
-    assert code == 2 and len(err.strip().splitlines()) == 1 and not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["info", "--help"], ["convert", "--help"]])
 def test_help(cli: Any, arguments: list[str]) -> None:
     code, out, _ = cli(*arguments)
     assert code == 0 and "Usage: deepencoder" in out

@@ -1,0 +1,69 @@
+"""Small seeded checkpoints of every layout, and helpers to compare what became of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepencoder import (
+    ClipVisionEncoder,
+    ClipVisionEncoderConfig,
+    DeepEncoder,
+    DeepEncoderConfig,
+    SamEncoder,
+    SamEncoderConfig,
+)
+from deepencoder.conversion.keys import prefixed, revert_state_dict
+from deepencoder.conversion.layouts import LAYOUTS, Layout
+
+from ..conftest import randomize
+
+TOWER = {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 64}
+VIT = TOWER | {"post_norm": "all", "use_pre_norm": False, "use_patch_bias": True, "hidden_act": "gelu"}
+VALUES = {
+    "deepseek-ocr-clip": TOWER,
+    "clip": TOWER | {"post_norm": "pooled", "projection_dim": 24},
+    "clip-transformers": TOWER | {"post_norm": "pooled", "projection_dim": 24},
+    "clip-vision-transformers": TOWER | {"post_norm": "pooled"},
+    "vit-timm": VIT | {"layer_norm_eps": 1e-6},
+    "vit-transformers": VIT | {"layer_norm_eps": 1e-12},
+    "vit-transformers-memory": VIT | {"layer_norm_eps": 1e-12},
+}
+OTHER_TENSORS = {"model.layers.0.mlp.gate_proj.weight": torch.zeros(2, 2), "lm_head.weight": torch.zeros(2)}
+
+
+def build(layout: Layout) -> Any:
+    """One of our models, of the kind and with the parts that a checkpoint of this layout holds."""
+    if layout.model_type == "deepencoder_clip_vision":
+        model: Any = ClipVisionEncoder(ClipVisionEncoderConfig.tiny(**VALUES[layout.slug]))
+    elif layout.model_type == "deepencoder_sam":
+        channels = () if layout.pixels == "sam" else (24, 32)
+        model = SamEncoder(SamEncoderConfig.tiny(image_size=128, downsample_channels=channels, num_hidden_layers=3))
+    else:
+        sam_config = SamEncoderConfig.tiny(image_size=128, downsample_channels=(24, 192))
+        clip_config = ClipVisionEncoderConfig.tiny(**TOWER, image_size=28, patch_size=14)
+        model = DeepEncoder(DeepEncoderConfig(sam_config=sam_config, clip_config=clip_config, projection_dim=40))
+    return randomize(model)
+
+
+def state_dict_there(model: Any, layout: Layout, prefix: str = "") -> dict[str, torch.Tensor]:
+    return revert_state_dict(model.state_dict(), prefixed(layout.table, there=prefix))
+
+
+def inputs_of(model: Any) -> torch.Tensor:
+    return torch.randn(1, 3, 128, 128) if not isinstance(model, ClipVisionEncoder) else torch.randn(1, 3, 64, 64)
+
+
+def layout_of(slug: str) -> Layout:
+    return next(layout for layout in LAYOUTS if layout.slug == slug)
+
+
+def assert_same(model: Any, expected: Any) -> None:
+    ours, theirs = model.state_dict(), expected.state_dict()
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
