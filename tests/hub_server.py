@@ -106,17 +106,23 @@ def _make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             file = folder / (name or "")
             if not name or not file.is_file():
                 return self._error(404, "EntryNotFound")
-            body = file.read_bytes()
             if hub.failures and name.endswith(".safetensors"):
                 hub.failures -= 1
                 return self._reply(503, {})
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+            size = file.stat().st_size
+            tag = hashlib.sha256(f"{file} {size} {file.stat().st_mtime_ns}".encode()).hexdigest()
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Content-Length": str(size)}
+            if self.command == "HEAD":
+                return self._reply(200, headers)
             asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if asked is None or not hub.ranges:
-                return self._reply(200, headers, body, name)
-            start, end = int(asked[1]), int(asked[2]) + 1 if asked[2] else len(body)
-            headers["Content-Range"] = f"bytes {start}-{min(end, len(body)) - 1}/{len(body)}"
-            self._reply(206, headers, body[start:end], name)
+            status, start, end = 200, 0, size
+            if asked is not None and hub.ranges:
+                status, start = 206, int(asked[1])
+                end = min(int(asked[2]) + 1, size) if asked[2] else size
+                headers |= {"Content-Range": f"bytes {start}-{end - 1}/{size}", "Content-Length": str(end - start)}
+            with open(file, "rb") as opened:
+                opened.seek(start)
+                self._reply(status, headers, opened.read(end - start), name)
 
     return Handler
 

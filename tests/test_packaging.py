@@ -17,7 +17,10 @@ FOLDERS = ("configuration", "modeling", "processing", "conversion")
 def modules() -> set[str]:
     found = {f"deepencoder/{folder}/{path.name}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
     return (
-        found | {f"deepencoder/{path.name}" for path in (ROOT / "deepencoder").glob("*.py")} | {"deepencoder/py.typed"}
+        found
+        | {f"deepencoder/{path.name}" for path in (ROOT / "deepencoder").glob("*.py")}
+        | {f"deepencoder/commands/{path.name}" for path in (ROOT / "deepencoder" / "commands").glob("*.py")}
+        | {"deepencoder/py.typed"}
     )
 
 

@@ -1,16 +1,22 @@
-"""Every snippet of the README runs: Python in order in one namespace, `deepencoder` for real, `make` as a dry run."""
+"""Every snippet of the README runs: Python in order in one namespace, `deepencoder` for real, `make` as a dry run.
+
+The Hub is a small one on this machine, and its DeepSeek-OCR is a small one, too."""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import transformers
+from safetensors.torch import save_file
 
 from .conftest import ROOT
+from .conversion.samples import build, layout_of, state_dict_there
+from .hub_server import serve
 
 README = (ROOT / "README.md").read_text()
 
@@ -20,7 +26,19 @@ def snippets(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user whose Hub has a small DeepSeek-OCR."""
+    layout, original = layout_of("deepseek-ocr"), tmp_path_factory.mktemp("original")
+    save_file(state_dict_there(build(layout), layout, "model."), original / "model.safetensors")
+    (original / "config.json").write_text('{"candidate_resolutions": [[1024, 1024]]}')
+    with serve() as hub:
+        hub.repos["deepseek-ai/DeepSeek-OCR"] = original
+        home = str(tmp_path_factory.mktemp("home"))
+        yield {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": home}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """An empty folder with the examples in it, where the Python snippets have run."""
     if getattr(transformers.AutoImageProcessor, "is_dummy", False):
         pytest.skip("transformers 5.17 hides AutoImageProcessor without torchvision, as the README says")
@@ -28,7 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
     script = folder / "snippets.py"
     script.write_text("\n".join(snippets("python")))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
@@ -39,7 +56,7 @@ def test_python_snippets_run(folder: Path) -> None:
     assert (folder / "my-encoder" / "model.safetensors").is_file()
 
 
-def test_commands_run(folder: Path) -> None:
+def test_commands_run(folder: Path, environment: dict[str, str]) -> None:
     commands = [line for snippet in snippets("bash") for line in snippet.splitlines() if line.strip()]
     ran = set()
     for command in commands:
@@ -49,7 +66,6 @@ def test_commands_run(folder: Path) -> None:
             done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
         else:
             assert words[0] == "deepencoder", command
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
             words = [sys.executable, "-m", *words]
             done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)

@@ -1,5 +1,6 @@
 """Checkpoints on a Hub: what is downloaded of them, and what happens when that goes wrong."""
 
+import io
 import json
 import os
 import re
@@ -105,6 +106,24 @@ def test_the_image_processor_comes_along(hub: Hub, original: DeepEncoder, cache:
     hub.forget()
     assert DeepEncoderImageProcessor.from_original(REPO, mode="gundam", **cache).mode == "gundam"
     assert sent_weights(hub) == 0
+
+
+def test_progress_is_told_in_bytes(
+    hub: Hub, original: DeepEncoder, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Bar(remote.tqdm):  # type: ignore[name-defined, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
+            self.options = kwargs
+            bars.append(self)
+
+    monkeypatch.setattr(remote, "tqdm", Bar)
+    DeepEncoder.from_original(REPO, **cache)
+    (bar,) = bars
+    assert bar.n == bar.total == size_of(original)
+    assert bar.options["unit"] == "B" and bar.options["unit_scale"] and bar.options["name"] == remote.PROGRESS_BAR
 
 
 def test_offline_after_the_first_time(
