@@ -7,8 +7,8 @@ OpenAI's towers and plain ViTs differ from it in a few places, each a field here
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
+from .base import DeepEncoderPreTrainedConfig
 from .validation import (
     check_activation,
     check_divides,
@@ -23,7 +23,7 @@ __all__ = ["ClipVisionEncoderConfig"]
 
 @raises_value_errors
 @strict
-class ClipVisionEncoderConfig(PreTrainedConfig):
+class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
     r"""Configuration of a [`ClipVisionEncoder`]. The defaults are the CLIP-L of DeepSeek-OCR.
 
     | | `use_patch_bias` | `use_pre_norm` | `post_norm` | `hidden_act` |

@@ -8,8 +8,8 @@ import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
+from .base import DeepEncoderPreTrainedConfig
 from .clip_vision_encoder import ClipVisionEncoderConfig
 from .sam_encoder import SamEncoderConfig
 from .validation import check_one_of, check_positive, raises_value_errors
@@ -21,7 +21,7 @@ PUBLISHED_PROJECTION_DIM = 1280
 
 @raises_value_errors
 @strict
-class DeepEncoderConfig(PreTrainedConfig):
+class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
     r"""Configuration of a [`DeepEncoder`]. The defaults are DeepSeek-OCR's vision encoder (400,770,048 parameters).
 
     Args:

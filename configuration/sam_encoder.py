@@ -7,8 +7,8 @@ entry. Two make the 16x compressor of DeepSeek-OCR; an empty tuple leaves SAM's 
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
+from .base import DeepEncoderPreTrainedConfig
 from .validation import check_activation, check_divides, check_fraction, check_positive, raises_value_errors
 
 __all__ = ["SamEncoderConfig"]
@@ -16,7 +16,7 @@ __all__ = ["SamEncoderConfig"]
 
 @raises_value_errors
 @strict
-class SamEncoderConfig(PreTrainedConfig):
+class SamEncoderConfig(DeepEncoderPreTrainedConfig):
     r"""Configuration of a [`SamEncoder`]. The defaults are SAM ViT-B as DeepSeek-OCR published it (95.6M parameters).
 
     Args:

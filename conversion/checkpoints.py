@@ -69,6 +69,7 @@ class ConversionReport:
         not_finite: names here that hold infinities or NaNs.
         assumed: fields of the configuration that are true of most such checkpoints, with the reason.
         verification: differences to the original on the same input, where that was looked at.
+        license: what the checkpoint's own model card says it is under.
     """
 
     source: str
@@ -84,6 +85,7 @@ class ConversionReport:
     not_finite: list[str] = field(default_factory=list)
     assumed: dict[str, str] = field(default_factory=dict)
     verification: dict[str, Any] | None = None
+    license: str | None = None
 
     @property
     def left_behind(self) -> dict[str, str]:
@@ -267,6 +269,7 @@ def execute_conversion(plan: ConversionPlan, source: str, model_class: Any = Non
         },
         not_finite=not_finite,
         assumed=plan.assumed,
+        license=plan.checkpoint.read_license(),
     )
     return Conversion(model, infer_image_processor(plan.layout, plan.checkpoint, plan.config), report)
 

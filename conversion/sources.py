@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import metadata_load
 
 from .files import StoredTensor, find_files, join_shards, open_file
 from .remote import HubOptions, RemoteFiles, looks_like_hub_id
@@ -58,6 +59,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}.") from error
         return content if isinstance(content, dict) else {}
+
+    def read_license(self) -> str | None:
+        """Read the licence that the model card beside the tensors names, if there is one."""
+        path = self._find_file("README.md")
+        try:
+            told = None if path is None else (metadata_load(path) or {}).get("license")
+        except Exception:  # somebody else's card, which may hold anything
+            return None
+        return told if isinstance(told, str) else None
 
     def fetch(self, names: Collection[str]) -> None:
         """See to it that these tensors are on this machine."""

@@ -16,6 +16,7 @@ from .commands.common import UserError, make_console
 from .commands.convert import convert
 from .commands.encode import encode
 from .commands.info import info
+from .commands.push import push
 from .conversion.remote import PROGRESS_BAR
 
 __all__ = ["app", "main"]
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="DeepSeek-OCR's vision encoder: pages in, vision tokens out.",
 )
-for _command in (encode, info, convert):
+for _command in (encode, info, convert, push):
     app.command()(_command)
 
 

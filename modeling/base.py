@@ -1,17 +1,23 @@
-"""What the three models share beyond transformers' own base class."""
+"""What the three models share beyond transformers' own base class: where they come from, and how they are shared.
 
+Unusual: a model that is pushed to the Hub takes its code along, so that it loads where this package is not installed;
+one that is saved to a folder does so when it is told to.
+"""
+
+import os
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
-from ..configuration.originals import import_converter
+from ..configuration.sharing import flat_name, import_converter, settle_auto_map
 
 __all__ = ["DeepEncoderPreTrainedModel"]
 
 
 class DeepEncoderPreTrainedModel(PreTrainedModel):
-    """The base of the three models: loads checkpoints of other code, too."""
+    """The base of the three models."""
 
     @classmethod
     def from_original(cls, source: str | Path, **kwargs: Any) -> Any:
@@ -38,3 +44,57 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
             `OSError`: there is no such source, or it cannot be reached.
         """
         return import_converter().load_original(cls, source, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[Any],
+        *args: Any,
+        self_contained: bool = False,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write weights and configuration: transformers' `save_pretrained`.
+
+        Args:
+            save_directory: the folder.
+            self_contained: write the code, an image processor and a model card, too, where they are missing: the
+                folder loads with `trust_remote_code=True` where this package is not installed. A model that came with
+                its own code takes it along in any case.
+            push_to_hub: push the folder to `repo_id`, else to its own name; implies `self_contained`.
+            args, kwargs: see transformers.
+        """
+        with_code_of_its_own = self._auto_class is not None
+        if push_to_hub and not with_code_of_its_own:
+            names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
+            hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+            self.save_pretrained(save_directory, *args, self_contained=True, **kwargs)
+            repo_id = hub.pop("repo_id", Path(save_directory).name)
+            import_converter("hub").push_folder(save_directory, repo_id, **hub)
+            return
+        super().save_pretrained(save_directory, *args, **kwargs, push_to_hub=push_to_hub)  # type: ignore[misc]
+        folder = Path(save_directory)
+        if not (folder / CONFIG_NAME).is_file():
+            return  # another process writes
+        names_here = {"AutoConfig": flat_name(type(self.config)), "AutoModel": flat_name(type(self))}
+        settle_auto_map(folder / CONFIG_NAME, **names_here)
+        if self_contained and not with_code_of_its_own:
+            import_converter("hub").complete_folder(folder, self)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, tags: list[str] | None = None, max_shard_size: int | str | None = "50GB", **kwargs: Any
+    ) -> str:
+        """Share the model with its code, an image processor and a model card: transformers' `push_to_hub`.
+
+        Args:
+            repo_id: `name` or `owner/name`.
+            tags: more tags for the model card.
+            max_shard_size: as in `save_pretrained`.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description`.
+
+        Returns:
+            the address of the commit.
+        """
+        if self._auto_class is not None:  # it came with its code, and the package may not be there
+            kwargs |= {"tags": tags, "max_shard_size": max_shard_size}
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+        return import_converter("hub").push_model(self, repo_id, tags=tags, max_shard_size=max_shard_size, **kwargs)

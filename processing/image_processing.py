@@ -4,6 +4,7 @@ Unusual: pixels equal Pillow's own `ImageOps.pad` and `resize` to the last bit, 
 torchvision is not needed. A mode is only a named set of the ordinary fields.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from transformers.image_utils import (
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import TensorType
+from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
 
-from ..configuration.originals import import_converter
+from ..configuration.sharing import flat_name, import_converter, settle_auto_map
 from .images import flatten_images, to_rgb
 from .tiling import choose_tile_grid, count_image_tokens
 
@@ -139,6 +140,13 @@ class DeepEncoderImageProcessor(PilBackend):
         if type(found).__name__ != cls.__name__:
             raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
         return cls.from_dict(found.to_dict(), mode=mode)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write `preprocessor_config.json`, which names code that lies beside it only; see transformers."""
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        path = Path(save_directory) / IMAGE_PROCESSOR_NAME
+        settle_auto_map(path, AutoImageProcessor=flat_name(type(self)))
+        return files
 
     @property
     def mode(self) -> str | None:

@@ -1,8 +1,12 @@
-"""A small Hub on this machine: what huggingface_hub asks of the real one to read models, with faults on demand."""
+"""A small Hub on this machine: what huggingface_hub asks of the real one to read and to share models, with faults on
+demand."""
 
+import base64
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,8 +25,10 @@ class Hub:
     """What the server serves, how it fails, and what it has sent.
 
     Args:
-        repos: for each id, the folder with the files of its only commit.
-        private: ids that need `token`.
+        folder: where it keeps what is pushed.
+        repos: for each id, the folder with the files of its first commit, on `main`.
+        revisions: for each id and branch or commit that was pushed, the commit and its folder.
+        private: ids that need `token`; so does all writing.
         ranges: whether ranges are honoured.
         cut_after: bytes of a body after which the connection is cut, as often as `cuts` says.
         budget: bytes of weights that are still sent before the line is dead; None for any number.
@@ -31,8 +37,10 @@ class Hub:
         requests: `"METHOD path"` of every request.
     """
 
+    folder: Path
     url: str = ""
     repos: dict[str, Path] = field(default_factory=dict)
+    revisions: dict[tuple[str, str], tuple[str, Path]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
     token: str = "hf_secret"
     ranges: bool = True
@@ -47,97 +55,182 @@ class Hub:
         self.sent.clear()
         self.requests.clear()
 
+    def find(self, repo_id: str, revision: str | None) -> tuple[str, Path] | None:
+        """Return the commit and the folder of a revision."""
+        found = self.revisions.get((repo_id, revision or "main"))
+        first = revision in (None, "main", COMMIT) and repo_id in self.repos
+        return found or ((COMMIT, self.repos[repo_id]) if first else None)
 
-def _make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def commit(self, repo_id: str, branch: str, files: dict[str, bytes]) -> str:
+        """Add a commit to a branch."""
+        parent = self.find(repo_id, branch)
+        assert parent is not None
+        sha = hashlib.sha1(f"{repo_id} {branch} {len(self.revisions)}".encode()).hexdigest()
+        folder = self.folder / sha
+        shutil.copytree(parent[1], folder)
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        self.revisions[repo_id, branch] = self.revisions[repo_id, sha] = (sha, folder)
+        return sha
 
-        def log_message(self, *args: Any) -> None:
-            pass
 
-        def _reply(self, status: int, headers: dict[str, str], body: bytes = b"", name: str = "") -> None:
-            self.send_response(status)
-            for key, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            if hub.cuts and hub.cut_after and len(body) > hub.cut_after:
-                hub.cuts -= 1
-                body = body[: hub.cut_after]
-                self.close_connection = True
-            if hub.budget is not None and name.endswith(".safetensors"):
-                body, whole = body[: hub.budget], body
-                hub.budget -= len(body)
-                self.close_connection = len(body) < len(whole)
-            self.wfile.write(body)
-            hub.sent[name] += len(body)
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
 
-        def _error(self, status: int, code: str) -> None:
-            self._reply(status, {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": COMMIT})
+    def log_message(self, *args: Any) -> None:
+        pass
 
-        def do_HEAD(self) -> None:  # noqa: N802
-            self.do_GET()
+    def _reply(self, status: int, headers: dict[str, str], body: bytes = b"", name: str = "") -> None:
+        hub = self.hub
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if hub.cuts and hub.cut_after and len(body) > hub.cut_after:
+            hub.cuts -= 1
+            body = body[: hub.cut_after]
+            self.close_connection = True
+        if hub.budget is not None and name.endswith(".safetensors"):
+            body, whole = body[: hub.budget], body
+            hub.budget -= len(body)
+            self.close_connection = len(body) < len(whole)
+        self.wfile.write(body)
+        hub.sent[name] += len(body)
 
-        def do_GET(self) -> None:  # noqa: N802
-            hub.requests.append(f"{self.command} {self.path}")
-            path = unquote(self.path.split("?")[0])
-            match = re.fullmatch(
-                r"/(?:api/models/)?([^/]+/[^/]+?)(?:/(resolve|revision|tree)/([^/]+)(?:/(.*))?)?", path
-            )
-            if match is None:
-                return self._error(404, "RepoNotFound")
-            repo_id, action, revision, name = match.groups()
-            authorized = self.headers.get("Authorization") == f"Bearer {hub.token}"
-            if repo_id not in hub.repos or (repo_id in hub.private and not authorized):
-                return self._error(401, "RepoNotFound")
-            if revision not in (None, "main", COMMIT):
-                return self._error(404, "RevisionNotFound")
-            folder = hub.repos[repo_id]
-            if path.startswith("/api/models/"):
-                names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-                content: Any = {"id": repo_id, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-                if action == "tree":
-                    content = [
-                        {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": "0" * 40}
-                        for name in names
-                    ]
-                return self._reply(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
-            file = folder / (name or "")
-            if not name or not file.is_file():
-                return self._error(404, "EntryNotFound")
-            if hub.failures and name.endswith(".safetensors"):
-                hub.failures -= 1
-                return self._reply(503, {})
-            size = file.stat().st_size
-            tag = hashlib.sha256(f"{file} {size} {file.stat().st_mtime_ns}".encode()).hexdigest()
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Content-Length": str(size)}
-            if self.command == "HEAD":
-                return self._reply(200, headers)
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            status, start, end = 200, 0, size
-            if asked is not None and hub.ranges:
-                status, start = 206, int(asked[1])
-                end = min(int(asked[2]) + 1, size) if asked[2] else size
-                headers |= {"Content-Range": f"bytes {start}-{end - 1}/{size}", "Content-Length": str(end - start)}
-            with open(file, "rb") as opened:
-                opened.seek(start)
-                self._reply(status, headers, opened.read(end - start), name)
+    def _json(self, content: Any, status: int = 200) -> None:
+        self._reply(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
-    return Handler
+    def _error(self, status: int, code: str, commit: str = COMMIT) -> None:
+        self._reply(status, {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": commit})
+
+    @property
+    def _authorized(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.do_GET()
+
+    def do_GET(self) -> None:  # noqa: N802
+        hub = self.hub
+        hub.requests.append(f"{self.command} {self.path}")
+        path = unquote(self.path.split("?")[0])
+        pattern = r"/(?:api/models/)?([^/]+/[^/]+?)(?:/(resolve|revision|tree)/([^/]+)(?:/(.*))?)?"
+        match = re.fullmatch(pattern, path)
+        if match is None:
+            return self._error(404, "RepoNotFound")
+        repo_id, action, revision, name = match.groups()
+        if hub.find(repo_id, None) is None or (repo_id in hub.private and not self._authorized):
+            return self._error(401, "RepoNotFound")
+        found = hub.find(repo_id, revision)
+        if found is None:
+            return self._error(404, "RevisionNotFound")
+        commit, folder = found
+        if path.startswith("/api/models/"):
+            names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+            if action == "tree":
+                sizes = {name: (folder / name).stat().st_size for name in names}
+                return self._json(
+                    [{"type": "file", "path": name, "size": sizes[name], "oid": "0" * 40} for name in names]
+                )
+            return self._json({"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in names]})
+        file = folder / (name or "")
+        if not name or not file.is_file():
+            return self._error(404, "EntryNotFound", commit)
+        if hub.failures and name.endswith(".safetensors"):
+            hub.failures -= 1
+            return self._reply(503, {})
+        self._send_file(file, name, commit)
+
+    def _send_file(self, file: Path, name: str, commit: str) -> None:
+        size = file.stat().st_size
+        tag = hashlib.sha256(f"{file} {size} {file.stat().st_mtime_ns}".encode()).hexdigest()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"', "Content-Length": str(size)}
+        if self.command == "HEAD":
+            return self._reply(200, headers)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        status, start, end = 200, 0, size
+        if asked is not None and self.hub.ranges:
+            status, start = 206, int(asked[1])
+            end = min(int(asked[2]) + 1, size) if asked[2] else size
+            headers |= {"Content-Range": f"bytes {start}-{end - 1}/{size}", "Content-Length": str(end - start)}
+        with open(file, "rb") as opened:
+            opened.seek(start)
+            self._reply(status, headers, opened.read(end - start), name)
+
+    def do_PUT(self) -> None:  # noqa: N802
+        self.hub.requests.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        (self.hub.folder / self.path.rpartition("/")[2]).write_bytes(body)
+        self._reply(200, {})
+
+    def do_POST(self) -> None:  # noqa: N802
+        hub = self.hub
+        hub.requests.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._authorized:
+            return self._error(401, "Unauthorized")
+        path = unquote(self.path.split("?")[0])
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            content = json.loads(body)
+            repo_id = f"{content.get('organization') or 'me'}/{content['name']}"
+            exists = hub.find(repo_id, None) is not None
+            if not exists:
+                hub.repos[repo_id] = Path(tempfile.mkdtemp(dir=hub.folder))
+                private = content.get("private") or content.get("visibility") == "private"
+                hub.private |= {repo_id} if private else set()
+            return self._json({"url": f"{hub.url}/{repo_id}", "id": repo_id}, 409 if exists else 200)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for item in objects:
+                item["actions"] = {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}
+            return self._json({"transfer": "basic", "objects": objects})
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
+        if match is None or hub.find(match[1], None) is None:
+            return self._error(404, "RepoNotFound")
+        repo_id, action, revision = match.groups()
+        if action == "branch":
+            exists = hub.find(repo_id, revision) is not None
+            main = hub.find(repo_id, None)
+            assert main is not None
+            hub.revisions.setdefault((repo_id, revision), main)
+            return self._json({}, 409 if exists else 200)
+        if hub.find(repo_id, revision) is None:
+            return self._error(404, "RevisionNotFound")
+        if action == "preupload":
+            files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]]
+            for file in files:
+                file["uploadMode"] = "lfs" if str(file["path"]).endswith(".safetensors") else "regular"
+            return self._json({"files": files})
+        operations = [json.loads(line) for line in body.splitlines()]
+        contents = {}
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                contents[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                contents[value["path"]] = (hub.folder / value["oid"]).read_bytes()
+        sha = hub.commit(repo_id, revision, contents)
+        self._json({"success": True, "commitOid": sha, "commitUrl": f"{hub.url}/{repo_id}/commit/{sha}"})
 
 
 @contextmanager
 def serve() -> Iterator[Hub]:
     """Run a Hub as long as the context lasts."""
-    hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _make_handler(hub))
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with tempfile.TemporaryDirectory() as folder:
+        hub = Hub(Path(folder))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()

@@ -1,0 +1,83 @@
+# deepencoder 0.1.0: configuration/validation.py, flattened for this repository. Licence: Apache-2.0.
+"""Checks that the three configurations share.
+
+They raise a plain `ValueError`: the wrapper that `@strict` puts around a failing validator is not one.
+"""
+
+from functools import wraps
+from typing import Any, TypeVar
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+__all__ = [
+    "raises_value_errors",
+    "check_activation",
+    "check_divides",
+    "check_fraction",
+    "check_one_of",
+    "check_positive",
+]
+
+
+Config = TypeVar("Config", bound=type[PreTrainedConfig])
+
+
+def raises_value_errors(config_class: Config) -> Config:
+    """Make a `@strict` configuration raise `ValueError`, in one line, for a value of the wrong type too."""
+    original = config_class.__init__
+
+    @wraps(original)
+    def init(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            reason = str(error.__cause__ or error)
+            raise ValueError(f"{config_class.__name__}: {reason}") from error
+
+    config_class.__init__ = init  # type: ignore[method-assign]
+    return config_class
+
+
+def _name(config: PreTrainedConfig, field: str) -> str:
+    return f"{type(config).__name__}.{field}"
+
+
+def check_positive(config: PreTrainedConfig, *fields: str) -> None:
+    """Raise `ValueError` unless each of `fields` is above zero."""
+    for field in fields:
+        value = getattr(config, field)
+        if not value > 0:
+            raise ValueError(f"{_name(config, field)} must be positive, got {value}.")
+
+
+def check_divides(config: PreTrainedConfig, divisor: str, multiple: str) -> None:
+    """Raise `ValueError` unless the field `divisor` divides the field `multiple`."""
+    small, large = getattr(config, divisor), getattr(config, multiple)
+    if large % small:
+        raise ValueError(
+            f"{_name(config, divisor)}={small} must divide {multiple}={large}, but leaves {large % small}."
+        )
+
+
+def check_fraction(config: PreTrainedConfig, field: str) -> None:
+    """Raise `ValueError` unless `field` is a probability in [0, 1)."""
+    value = getattr(config, field)
+    if not 0 <= value < 1:
+        raise ValueError(f"{_name(config, field)} must be at least 0 and below 1, got {value}.")
+
+
+def check_one_of(config: PreTrainedConfig, field: str, allowed: tuple[Any, ...]) -> None:
+    """Raise `ValueError` unless `field` holds one of `allowed`."""
+    value = getattr(config, field)
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{_name(config, field)} must be one of {choices}, got {value!r}.")
+
+
+def check_activation(config: PreTrainedConfig, field: str) -> None:
+    """Raise `ValueError` unless `field` names an activation that transformers knows."""
+    value = getattr(config, field)
+    if value not in ACT2FN:
+        raise ValueError(f"{_name(config, field)}={value!r} is not an activation of transformers.activations.ACT2FN.")

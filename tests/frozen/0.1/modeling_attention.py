@@ -1,0 +1,241 @@
+# deepencoder 0.1.0: modeling/attention.py, flattened for this repository. Licence: Apache-2.0.
+"""Attention with SAM's decomposed relative positions.
+
+Unusual: the score of query (i, j) and key (k, l) is `q·k / sqrt(d) + q·Rh[i, k] + q·Rw[j, l]`, with the **unscaled**
+query in both position terms. They depend on the query, so no bias table can be made ahead; and written out for every
+pair of positions they are an N x N matrix a head, 800 MB for a 1024 pixel page. So `sdpa` writes out a few rows at a
+time.
+
+The functions take `query`, `key` and `value` of shape `(batch, heads, height * width, head_dim)` and give
+`(batch, height * width, heads, head_dim)`, as transformers' attention functions do.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import dropout as apply_dropout
+from torch.nn.functional import pad, scaled_dot_product_attention, softmax
+from torch.utils.checkpoint import checkpoint
+
+__all__ = [
+    "RELATIVE_POSITION_ATTENTION_FUNCTIONS",
+    "eager_relative_position_attention",
+    "get_relative_position_attention",
+    "merge_windows",
+    "relative_position_scores",
+    "sdpa_relative_position_attention",
+    "split_windows",
+]
+
+
+def split_windows(features: torch.Tensor, window_size: int, padding: torch.Tensor | None = None) -> torch.Tensor:
+    """Cut a feature map into square windows, padding it at the bottom and on the right.
+
+    Args:
+        features (`torch.Tensor` of shape `(batch, height, width, dim)`): the map.
+        window_size (`int`): side of a window.
+        padding (`torch.Tensor` of shape `(dim,)`, *optional*): what a padded position holds; zeros by default.
+
+    Returns:
+        `torch.Tensor` of shape `(batch * windows, window_size, window_size, dim)`, windows row-major.
+    """
+    batch, height, width, dim = features.shape
+    bottom, right = -height % window_size, -width % window_size
+    if padding is None:
+        features = pad(features, (0, 0, 0, right, 0, bottom))
+    else:
+        if right:
+            features = torch.cat([features, padding.expand(batch, height, right, dim)], dim=2)
+        if bottom:
+            features = torch.cat([features, padding.expand(batch, bottom, width + right, dim)], dim=1)
+    rows, columns = (height + bottom) // window_size, (width + right) // window_size
+    features = features.reshape(batch, rows, window_size, columns, window_size, dim)
+    # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size, size, dim)
+    return features.permute(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, window_size, window_size, dim)
+
+
+def merge_windows(windows: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Put windows back together and cut the padding off: the inverse of [`split_windows`].
+
+    Args:
+        windows (`torch.Tensor` of shape `(batch * windows, window_size, window_size, dim)`): windows row-major.
+        grid (`tuple[int, int]`): height and width of the map without padding.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, height, width, dim)`.
+    """
+    height, width = grid
+    _, window_size, _, dim = windows.shape
+    rows, columns = -(-height // window_size), -(-width // window_size)
+    batch = windows.shape[0] // (rows * columns)
+    features = windows.reshape(batch, rows, columns, window_size, window_size, dim).permute(0, 1, 3, 2, 4, 5)
+    # (batch, rows, size, columns, size, dim) -> (batch, height + bottom, width + right, dim)
+    features = features.reshape(batch, rows * window_size, columns * window_size, dim)
+    return features[:, :height, :width]
+
+
+def relative_position_scores(
+    query: torch.Tensor, relative_height: torch.Tensor, relative_width: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute both position terms of every query.
+
+    Args:
+        query (`torch.Tensor` of shape `(batch, heads, height * width, head_dim)`): unscaled queries.
+        relative_height (`torch.Tensor` of shape `(height, height, head_dim)`): see [`relative_positions`].
+        relative_width (`torch.Tensor` of shape `(width, width, head_dim)`): likewise for columns.
+
+    Returns:
+        two `torch.Tensor` of shapes `(batch, heads, height, width, height)` and `(batch, heads, height, width,
+        width)`: a query's terms for each row and for each column of keys.
+    """
+    height, width = relative_height.shape[0], relative_width.shape[0]
+    query = query.unflatten(2, (height, width))  # (batch, heads, height * width, dim) -> (.., height, width, dim)
+    row_scores = torch.einsum("bnhwd,hkd->bnhwk", query, relative_height)
+    column_scores = torch.einsum("bnhwd,wkd->bnhwk", query, relative_width)
+    return row_scores, column_scores
+
+
+def eager_relative_position_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    relative_height: torch.Tensor,
+    relative_width: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attend in plain operations, and return the weights, of shape `(batch, heads, N, N)`, as well."""
+    row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    grid = (relative_height.shape[0], relative_width.shape[0])
+    # (batch, heads, N, N) -> (batch, heads, height, width, height, width): the terms broadcast, and are never N x N.
+    scores = scores.unflatten(3, grid).unflatten(2, grid)
+    scores = scores + row_scores[..., :, None] + column_scores[..., None, :]
+    weights = softmax(
+        scores.flatten(4).flatten(2, 3), dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
+    ).to(query.dtype)
+    weights = apply_dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def _sdpa_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row_scores: torch.Tensor,
+    column_scores: torch.Tensor,
+    scaling: float,
+    dropout: float,
+    buffer: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend from some rows of the grid: `row_scores` is `(batch, heads, rows, width, height)`, the rest alike."""
+    if buffer is None:
+        bias = row_scores[..., :, None] + column_scores[..., None, :]
+    else:
+        shape = (*row_scores.shape, column_scores.shape[-1])
+        bias = buffer[: row_scores.numel() * shape[-1]].view(shape)
+        torch.add(row_scores[..., :, None], column_scores[..., None, :], out=bias)
+    # (batch, heads, rows, width, height, width) -> (batch, heads, rows * width, N)
+    bias = bias.flatten(4).flatten(2, 3)
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
+
+
+def _bias_budget(query: torch.Tensor, needs_grad: bool) -> int:
+    """Elements of position bias to hold at a time."""
+    if torch.compiler.is_compiling():
+        return max(2**24, query.shape[2] ** 2)  # at least a head: each block is a node of the graph
+    if needs_grad or query.device.type != "cpu":
+        return 2**24
+    return 2**20 * torch.get_num_threads()  # what stays in the cache
+
+
+def _cut(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _blocks(
+    batch: int, heads: int, rows: int, row_elements: int, budget: int
+) -> tuple[list[slice], list[slice], list[slice]]:
+    """Cut batch, heads and rows so that a block has at most `budget` elements; rows stay whole as long as possible."""
+    rows_a_block = min(rows, max(1, budget // row_elements))
+    heads_a_block = min(heads, max(1, budget // (row_elements * rows)))
+    images_a_block = min(batch, max(1, budget // (row_elements * rows * heads)))
+    return _cut(batch, images_a_block), _cut(heads, heads_a_block), _cut(rows, rows_a_block)
+
+
+def sdpa_relative_position_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    relative_height: torch.Tensor,
+    relative_width: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attend through `scaled_dot_product_attention`, with the position terms of some rows at a time as its mask.
+
+    In training each step is recomputed in the backward pass, so that no step's bias outlives it there either.
+    """
+    batch, heads, length, head_dim = query.shape
+    height, width = relative_height.shape[0], relative_width.shape[0]
+    dropout = dropout if module.training else 0.0
+    row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (query, key, value, row_scores, column_scores)
+    )
+    budget = _bias_budget(query, needs_grad)
+    if batch * heads * length**2 <= budget:
+        output = _sdpa_rows(query, key, value, row_scores, column_scores, scaling, dropout)
+        return output.transpose(1, 2).contiguous(), None
+
+    def attend(images: slice, parts: slice, rows: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        arguments = (
+            query[images, parts, rows.start * width : rows.stop * width],
+            key[images, parts],
+            value[images, parts],
+            row_scores[images, parts, rows],
+            column_scores[images, parts, rows],
+            scaling,
+            dropout,
+            buffer,
+        )
+        return checkpoint(_sdpa_rows, *arguments, use_reentrant=False) if needs_grad else _sdpa_rows(*arguments)
+
+    image_blocks, head_blocks, row_blocks = _blocks(batch, heads, height, width * length, budget)
+    if needs_grad or torch.compiler.is_compiling():
+        output = torch.cat(
+            [
+                torch.cat([torch.cat([attend(i, h, r) for r in row_blocks], dim=2) for h in head_blocks], dim=1)
+                for i in image_blocks
+            ]
+        )
+        return output.transpose(1, 2).contiguous(), None
+
+    output = query.new_empty(batch, length, heads, head_dim)
+    largest = row_scores[image_blocks[0], head_blocks[0], row_blocks[0]]
+    buffer = query.new_empty(largest.numel() * width)
+    for images, parts, rows in itertools.product(image_blocks, head_blocks, row_blocks):
+        positions = slice(rows.start * width, rows.stop * width)
+        output[images, positions, parts] = attend(images, parts, rows, buffer).transpose(1, 2)
+    return output, None
+
+
+RELATIVE_POSITION_ATTENTION_FUNCTIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor | None]]] = {
+    "eager": eager_relative_position_attention,
+    "sdpa": sdpa_relative_position_attention,
+}
+
+
+def get_relative_position_attention(
+    implementation: str | None,
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """Return the attention function that `attn_implementation` names; None means `"eager"`, as in transformers."""
+    name = implementation or "eager"
+    if name not in RELATIVE_POSITION_ATTENTION_FUNCTIONS:
+        known = ", ".join(repr(known) for known in RELATIVE_POSITION_ATTENTION_FUNCTIONS)
+        raise ValueError(f"attn_implementation of a SAM encoder must be one of {known}, got {name!r}.")
+    return RELATIVE_POSITION_ATTENTION_FUNCTIONS[name]

@@ -1,0 +1,307 @@
+# deepencoder 0.1.0: modeling/deepencoder.py, flattened for this repository. Licence: Apache-2.0.
+"""The DeepEncoder: SAM, CLIP on SAM's feature map, a projector, and DeepSeek-OCR's token layout.
+
+Unusual: an image gives a global view and, on demand, local tiles of another size. Images of one batch may have
+different numbers of tiles; all tiles run as one batch, and `vision_tokens` is a tuple of one tensor an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_deepencoder import DeepEncoderConfig
+from .modeling_base import DeepEncoderPreTrainedModel
+from .modeling_clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
+from .modeling_inputs import check_pixel_values
+from .modeling_sam_encoder import SamEncoder
+
+__all__ = ["DeepEncoder", "DeepEncoderOutput", "lay_out_vision_tokens"]
+
+
+@dataclass
+class DeepEncoderOutput(BaseModelOutputWithPooling):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch, h * w, hidden)`): fused tokens of the global view, CLIP's
+            channels before SAM's, row-major.
+        pooler_output (`torch.Tensor` of shape `(batch, clip_hidden)`): CLIP's class token of the global view.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): CLIP's hidden states of the global view.
+        attentions (`tuple[torch.Tensor]`, *optional*): CLIP's attention weights of the global view.
+        vision_tokens (`tuple[torch.Tensor]`): for each image a tensor of shape `(L_i, projection_dim)`, what
+            DeepSeek-OCR's decoder reads.
+        local_last_hidden_state (`torch.Tensor` of shape `(tiles, n, hidden)`, *optional*): fused tokens of the tiles.
+        local_hidden_states (`tuple[torch.Tensor]`, *optional*): CLIP's hidden states of the tiles.
+        local_attentions (`tuple[torch.Tensor]`, *optional*): CLIP's attention weights of the tiles.
+    """
+
+    vision_tokens: tuple[torch.Tensor, ...] | None = None
+    local_last_hidden_state: torch.Tensor | None = None
+    local_hidden_states: tuple[torch.Tensor, ...] | None = None
+    local_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def lay_out_vision_tokens(
+    view: torch.Tensor,
+    tiles: torch.Tensor | None,
+    tile_grid: tuple[int, int],
+    newline: torch.Tensor,
+    separator: torch.Tensor,
+) -> torch.Tensor:
+    """Lay the tokens of one image out in the order in which DeepSeek-OCR reads them.
+
+    Args:
+        view (`torch.Tensor` of shape `(height, width, dim)`): tokens of the global view.
+        tiles (`torch.Tensor` of shape `(columns * rows, h, w, dim)`, *optional*): tokens of the tiles, row-major.
+        tile_grid (`tuple[int, int]`): columns and rows of tiles.
+        newline (`torch.Tensor` of shape `(dim,)`): follows each row of the mosaic and of the global view.
+        separator (`torch.Tensor` of shape `(dim,)`): ends the image.
+
+    Returns:
+        `torch.Tensor` of shape `(L, dim)`: the tiles' mosaic, the global view, the separator.
+    """
+    dim = view.shape[-1]
+    parts = [view]
+    if tiles is not None:
+        columns, rows = tile_grid
+        height, width = tiles.shape[1:3]
+        mosaic = tiles.reshape(rows, columns, height, width, dim).transpose(1, 2)
+        # (rows, height, columns, width, dim) -> (rows * height, columns * width, dim)
+        parts.insert(0, mosaic.reshape(rows * height, columns * width, dim))
+    sequence = []
+    for part in parts:
+        with_newlines = torch.cat([part, newline.expand(part.shape[0], 1, dim)], dim=1)
+        sequence.append(with_newlines.reshape(-1, dim))
+    sequence.append(separator.reshape(1, dim))
+    return torch.cat(sequence)
+
+
+def read_tile_grids(
+    batch_size: int,
+    num_tiles: int,
+    patches_grid: torch.Tensor | Sequence[Sequence[int]] | None,
+    num_local_patches: torch.Tensor | Sequence[int] | None,
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Check the description of a batch's tiles, and return each image's `(columns, rows)` and number of tiles.
+
+    An image has tiles if its grid has more than one cell, or if `num_local_patches` says that its one cell is a tile.
+
+    Raises:
+        `ValueError`: `patches_grid` is missing, of another length than the batch, not positive, or does not agree with
+            `num_local_patches` or with the number of tiles.
+    """
+    if patches_grid is None:
+        raise ValueError(f"patches_grid is required with pixel_values_local ({num_tiles} tiles), got None.")
+    cells: Any = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else patches_grid
+    try:
+        grids = [(int(columns), int(rows)) for columns, rows in cells]
+    except (TypeError, ValueError):
+        grids = []
+    if len(grids) != batch_size:
+        raise ValueError(f"patches_grid must hold {batch_size} pairs (columns, rows), one an image, got {cells}.")
+    if any(min(grid) < 1 or grid != tuple(cell) for grid, cell in zip(grids, cells, strict=True)):
+        raise ValueError(f"patches_grid must hold positive integers, got {cells}.")
+    counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
+    if isinstance(num_local_patches, torch.Tensor) and torch.compiler.is_compiling():
+        num_local_patches = None  # a check only, and numbers in a tensor would break the graph
+    if num_local_patches is not None:
+        given = num_local_patches.tolist() if isinstance(num_local_patches, torch.Tensor) else list(num_local_patches)
+        if len(given) != batch_size:
+            raise ValueError(f"num_local_patches must hold {batch_size} numbers, one an image, got {given}.")
+        for index, (count, tiles, grid) in enumerate(zip(counts, given, grids, strict=True)):
+            if tiles != count and not (grid == (1, 1) and tiles == 1):
+                raise ValueError(
+                    f"num_local_patches[{index}] must be {count} for patches_grid[{index}]={grid}, got {tiles}."
+                )
+        counts = [int(tiles) for tiles in given]
+    if sum(counts) != num_tiles:
+        raise ValueError(
+            f"pixel_values_local must hold {sum(counts)} tiles for patches_grid={cells}, got {num_tiles}."
+        )
+    return grids, counts
+
+
+class DeepEncoderProjector(nn.Module):
+    """Fused tokens -> vision tokens: `(.., hidden)` -> `(.., projection_dim)`."""
+
+    def __init__(self, config: DeepEncoderConfig) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        if config.projector_type != "identity":
+            self.layers.append(nn.Linear(config.hidden_size, config.projection_dim))
+        if config.projector_type == "mlp_gelu":
+            for _ in range(config.projector_depth - 1):
+                self.layers.append(nn.GELU())
+                self.layers.append(nn.Linear(config.projection_dim, config.projection_dim))
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        return self.layers(fused)
+
+
+class DeepEncoder(DeepEncoderPreTrainedModel):
+    """DeepSeek-OCR's vision encoder: pages in, vision tokens out.
+
+    Source: Wei et al., *DeepSeek-OCR: Contexts Optical Compression* (2025).
+    """
+
+    config: DeepEncoderConfig
+    base_model_prefix = "deepencoder"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = [*SamEncoder._no_split_modules, *ClipVisionEncoder._no_split_modules, "DeepEncoderProjector"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: DeepEncoderConfig) -> None:
+        super().__init__(config)
+        self.sam_encoder = SamEncoder(config.sam_config)
+        self.clip_encoder = ClipVisionEncoder(config.clip_config)
+        self.projector = DeepEncoderProjector(config)
+        self.image_newline = nn.Parameter(torch.zeros(config.projection_dim))
+        self.view_separator = nn.Parameter(torch.zeros(config.projection_dim))
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, device_map: Any = None, **kwargs: Any) -> Any:
+        """Load weights: transformers' `from_pretrained`, with every `device_map` that it takes."""
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            # Hooks bring modules back from disk, and no bare parameter. These two take 10 KB: they stay in memory.
+            main_device = next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu")
+            bare = ("image_newline", "view_separator")
+            device_map = device_map | {name: main_device for name in bare if device_map.get(name) == "disk"}
+        return super().from_pretrained(*args, device_map=device_map, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DeepEncoder):
+            std = self.config.projection_dim**-0.5
+            init.normal_(module.image_newline, std=std)
+            init.normal_(module.view_separator, std=std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.sam_encoder.embeddings.patch_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]  # whatever the caller says
+
+    def encode_view(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]:
+        """Encode views of one size, without asking how they belong together.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(views, channels, height, width)`): normalised pixels.
+
+        Returns:
+            fused tokens `(views, h * w, hidden)`, projected tokens `(views, h, w, projection_dim)`, CLIP's output.
+        """
+        # The output flags are CLIP's: SAM's maps have another shape, and weights of 4096 x 4096 a head.
+        sam_map = self.sam_encoder(pixel_values, return_dict=True).last_hidden_state
+        clip_output = self.clip_encoder(patch_embeds=sam_map, return_dict=True, **kwargs)
+        clip_tokens = clip_output.last_hidden_state[:, 1:]
+        # The halves may live on different devices.
+        sam_tokens = sam_map.flatten(2).transpose(1, 2).to(clip_tokens.device)  # (views, c, h, w) -> (views, h * w, c)
+        fused = torch.cat([clip_tokens, sam_tokens], dim=-1)
+        return fused, self.projector(fused).unflatten(1, tuple(sam_map.shape[2:])), clip_output
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_values_local: torch.Tensor | None = None,
+        patches_grid: torch.Tensor | Sequence[Sequence[int]] | None = None,
+        num_local_patches: torch.Tensor | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DeepEncoderOutput:
+        """Encode pages.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): global views, normalised.
+            pixel_values_local (`torch.Tensor` of shape `(tiles, 3, t, t)`, *optional*): the tiles of all images, image
+                after image, each row-major.
+            patches_grid (`(batch, 2)` integers, *optional*): columns and rows of tiles of each image; `(1, 1)` for an
+                image without. Required with tiles. A list, or a tensor on the CPU, spares a GPU synchronisation;
+                `torch.compile(fullgraph=True)` wants a list.
+            num_local_patches (`(batch,)` integers, *optional*): number of tiles of each image, as a check.
+
+        Returns:
+            [`DeepEncoderOutput`].
+
+        Raises:
+            `ValueError`: pixels of a wrong shape, or tiles that do not fit `patches_grid`.
+        """
+        channels, patch_size = self.config.sam_config.num_channels, self.config.sam_config.patch_size
+        check_pixel_values(pixel_values, "pixel_values", channels, patch_size)
+        batch_size = pixel_values.shape[0]
+        grids: list[tuple[int, int]] = [(1, 1)] * batch_size
+        counts: list[int] = [0] * batch_size
+        if pixel_values_local is not None:
+            check_pixel_values(pixel_values_local, "pixel_values_local", channels, patch_size)
+            grids, counts = read_tile_grids(batch_size, pixel_values_local.shape[0], patches_grid, num_local_patches)
+        elif (patches_grid is not None or num_local_patches is not None) and not torch.compiler.is_compiling():
+            read_tile_grids(batch_size, 0, grids if patches_grid is None else patches_grid, num_local_patches)
+
+        for flag in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, flag):
+                kwargs.setdefault(flag, True)
+        fused, view_tokens, clip_output = self.encode_view(pixel_values, **kwargs)
+        output = DeepEncoderOutput(
+            last_hidden_state=fused,
+            pooler_output=clip_output.pooler_output,
+            hidden_states=clip_output.hidden_states,
+            attentions=clip_output.attentions,
+        )
+        tiles: list[torch.Tensor | None] = [None] * batch_size
+        if pixel_values_local is not None and any(counts):
+            local_fused, tile_tokens, local_output = self.encode_view(pixel_values_local, **kwargs)
+            output.local_last_hidden_state = local_fused
+            output.local_hidden_states = local_output.hidden_states
+            output.local_attentions = local_output.attentions
+            tiles = [part if len(part) else None for part in tile_tokens.split(counts)]
+
+        newline = self.image_newline.to(view_tokens.device, view_tokens.dtype)
+        separator = self.view_separator.to(view_tokens.device, view_tokens.dtype)
+        output.vision_tokens = tuple(
+            lay_out_vision_tokens(view, image_tiles, grid, newline, separator)
+            for view, image_tiles, grid in zip(view_tokens, tiles, grids, strict=True)
+        )
+        return output
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_values_local: torch.Tensor | None = None,
+        patches_grid: torch.Tensor | Sequence[Sequence[int]] | None = None,
+        num_local_patches: torch.Tensor | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode pages for a language model, by transformers' convention for vision-language models.
+
+        Takes what `forward` takes. `pooler_output` is the list of the images' `vision_tokens`; the rest is as there.
+        """
+        # Through __call__, whose hooks place offloaded parameters.
+        output = self(
+            pixel_values,
+            pixel_values_local=pixel_values_local,
+            patches_grid=patches_grid,
+            num_local_patches=num_local_patches,
+            return_dict=True,
+            **kwargs,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=list(output.vision_tokens),  # type: ignore[arg-type]  # the convention of get_image_features
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )

@@ -1,0 +1,237 @@
+# deepencoder 0.1.0: modeling/sam_encoder.py, flattened for this repository. Licence: Apache-2.0.
+"""The SAM encoder: a ViT with windowed and global attention, SAM's neck and a convolutional compressor.
+
+Unusual: windows are padded **behind** the first norm and padded positions are not masked. They are keys and values
+like any other, equal to the bias of the qkv projection, so the projection runs on real positions only.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_sam_encoder import SamEncoderConfig
+from .modeling_attention import get_relative_position_attention, merge_windows, split_windows
+from .modeling_base import DeepEncoderPreTrainedModel
+from .modeling_inputs import check_pixel_values
+from .modeling_positions import PositionTableCache, relative_positions, resize_position_grid
+
+__all__ = ["SamEncoder"]
+
+
+class SamEncoderEmbeddings(nn.Module):
+    """Patches and their absolute positions: `(batch, channels, H, W)` -> `(batch, H / patch, W / patch, hidden)`."""
+
+    def __init__(self, config: SamEncoderConfig) -> None:
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.hidden_size))
+        self.position_tables = PositionTableCache()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        check_pixel_values(pixel_values, "pixel_values", self.num_channels, self.patch_size)
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        patches = patches.permute(0, 2, 3, 1)  # (batch, hidden, height, width) -> (batch, height, width, hidden)
+        grid = (patches.shape[1], patches.shape[2])
+        return patches + self.position_tables.get(
+            self.position_embedding, grid, lambda table: resize_position_grid(table, grid)
+        )
+
+
+class SamEncoderAttention(nn.Module):
+    """Self-attention of a feature map, in windows of `window_size` or, where that is 0, over the whole map."""
+
+    def __init__(self, config: SamEncoderConfig, window_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.window_size = window_size
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        num_distances = 2 * (window_size or config.grid_size) - 1
+        self.rel_pos_h = nn.Parameter(torch.zeros(num_distances, config.head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(num_distances, config.head_dim))
+        self.position_tables = PositionTableCache(max_entries=16)
+
+    def relative_positions(self, parameter: torch.Tensor, axis: str, size: int) -> torch.Tensor:
+        return self.position_tables.get(parameter, (axis, size), lambda table: relative_positions(table, size))
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        _, height, width, hidden_size = hidden_states.shape
+        qkv = self.qkv(hidden_states)
+        if self.window_size:
+            padding = None
+            if height % self.window_size or width % self.window_size:
+                # The projection of a zero is its bias, also when the layer is quantised, offloaded or a LoRA.
+                padding = self.qkv(hidden_states.new_zeros(1, hidden_size))[0].to(qkv.dtype)
+            qkv = split_windows(qkv, self.window_size, padding)
+        windows, rows, columns, _ = qkv.shape
+        # (windows, rows, columns, 3 * hidden) -> 3 x (windows, heads, rows * columns, head_dim)
+        qkv = qkv.reshape(windows, rows * columns, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attend = get_relative_position_attention(self.config._attn_implementation)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            self.relative_positions(self.rel_pos_h, "height", rows).to(query.dtype),
+            self.relative_positions(self.rel_pos_w, "width", columns).to(query.dtype),
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout,
+        )
+        # (windows, rows * columns, heads, head_dim) -> (windows, rows, columns, hidden)
+        output = output.reshape(windows, rows, columns, hidden_size)
+        if self.window_size:
+            output = merge_windows(output, (height, width))
+        return self.proj(output), weights
+
+
+class SamEncoderMLP(nn.Module):
+    def __init__(self, config: SamEncoderConfig) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.lin2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.lin2(self.act(self.lin1(hidden_states)))
+
+
+class SamEncoderLayer(GradientCheckpointingLayer):
+    """A pre-norm block on `(batch, height, width, hidden)`."""
+
+    def __init__(self, config: SamEncoderConfig, window_size: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = SamEncoderAttention(config, window_size)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SamEncoderMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended, _ = self.attn(self.layer_norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class SamEncoderLayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of `(batch, channels, height, width)`."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SamEncoderNeck(nn.Module):
+    """`(batch, height, width, hidden)` -> `(batch, output_channels, height, width)`."""
+
+    def __init__(self, config: SamEncoderConfig) -> None:
+        super().__init__()
+        channels = config.output_channels
+        self.conv1 = nn.Conv2d(config.hidden_size, channels, kernel_size=1, bias=False)
+        self.layer_norm1 = SamEncoderLayerNorm2d(channels, eps=config.layer_norm_eps)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.layer_norm2 = SamEncoderLayerNorm2d(channels, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        features = self.layer_norm1(self.conv1(hidden_states.permute(0, 3, 1, 2)))
+        return self.layer_norm2(self.conv2(features))
+
+
+class SamEncoderCompressor(nn.Module):
+    """Stride-2 convolutions, each of which halves both sides (rounding up); no biases, no activations."""
+
+    def __init__(self, config: SamEncoderConfig) -> None:
+        super().__init__()
+        widths = (config.output_channels, *config.downsample_channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, next_width, kernel_size=3, stride=2, padding=1, bias=False)
+            for width, next_width in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            features = conv(features)
+        return features
+
+
+class SamEncoder(DeepEncoderPreTrainedModel):
+    """SAM's image encoder with DeepSeek-OCR's 16x compressor.
+
+    Source: Kirillov et al., *Segment Anything* (2023), and Wei et al., *DeepSeek-OCR* (2025).
+    """
+
+    config: SamEncoderConfig
+    base_model_prefix = "sam_encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SamEncoderEmbeddings", "SamEncoderLayer", "SamEncoderNeck"]
+    _supports_sdpa = True
+    _supports_attention_backend = False  # its own functions: the usual ones have no place for two position terms
+    _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embedding"
+    _can_record_outputs = {"hidden_states": SamEncoderLayer, "attentions": SamEncoderAttention}
+
+    def __init__(self, config: SamEncoderConfig) -> None:
+        super().__init__(config)
+        self.embeddings = SamEncoderEmbeddings(config)
+        self.layers = nn.ModuleList(
+            SamEncoderLayer(config, 0 if index in config.global_attn_indexes else config.window_size)
+            for index in range(config.num_hidden_layers)
+        )
+        self.neck = SamEncoderNeck(config)
+        self.compressor = SamEncoderCompressor(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # each forward looks its function up
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, SamEncoderEmbeddings):
+            init.trunc_normal_(module.position_embedding, std=std)
+        elif isinstance(module, SamEncoderAttention):
+            init.trunc_normal_(module.rel_pos_h, std=std)
+            init.trunc_normal_(module.rel_pos_w, std=std)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """Encode images of any size whose sides are multiples of the patch size.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): normalised pixels, cast to the
+                dtype of the patch embedding.
+
+        Returns:
+            [`~transformers.modeling_outputs.BaseModelOutput`]: `last_hidden_state` of shape
+            `(batch, channels, ceil(height / 64), ceil(width / 64))` with the published strides. On request
+            `hidden_states`, the embeddings and the output of each block, `(batch, height / 16, width / 16, hidden)`,
+            and `attentions` (`eager` only), `(batch, heads, N, N)` of global and `(batch * windows, heads, n, n)` of
+            windowed blocks.
+
+        Raises:
+            `ValueError`: wrong number of dimensions or channels, or a side that is no multiple of the patch size.
+        """
+        hidden_states = self.embeddings(pixel_values)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.compressor(self.neck(hidden_states)))

@@ -1,0 +1,332 @@
+# deepencoder 0.1.0: processing/image_processing.py, flattened for this repository. Licence: Apache-2.0.
+"""The image processor: pages in, a global view and on demand local tiles out.
+
+Unusual: pixels equal Pillow's own `ImageOps.pad` and `resize` to the last bit, because these are what runs;
+torchvision is not needed. A mode is only a named set of the ordinary fields.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
+
+from .configuration_sharing import flat_name, import_converter, settle_auto_map
+from .processing_images import flatten_images, to_rgb
+from .processing_tiling import choose_tile_grid, count_image_tokens
+
+__all__ = ["MODES", "DeepEncoderImageProcessor", "DeepEncoderImageProcessorKwargs"]
+
+
+def _mode(side: int, do_pad: bool, crop_to_patches: bool = False) -> dict[str, Any]:
+    return {
+        "size": {"height": side, "width": side},
+        "do_pad": do_pad,
+        "crop_to_patches": crop_to_patches,
+        "tile_size": 640,
+    }
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "tiny": _mode(512, do_pad=False),
+    "small": _mode(640, do_pad=False),
+    "base": _mode(1024, do_pad=True),
+    "large": _mode(1280, do_pad=True),
+    "gundam": _mode(1024, do_pad=True, crop_to_patches=True),
+}
+
+
+def mode_fields(mode: str) -> dict[str, Any]:
+    """Return a copy of the fields that `mode` sets."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}.")
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in MODES[mode].items()}
+
+
+class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    Args:
+        crop_to_patches (`bool`): cut images larger than a tile into tiles, beside the global view.
+        min_patches (`int`): fewest tiles.
+        max_patches (`int`): most tiles.
+        tile_size (`int`): side of a tile in pixels.
+        background_color (`int` or `tuple[int, int, int]`): colour of the padding, 0 to 255.
+        patch_size (`int`): side of the encoder's patches in pixels, to count tokens.
+        downsample_ratio (`int`): patches along a side of a token, to count tokens.
+    """
+
+    crop_to_patches: bool
+    min_patches: int
+    max_patches: int
+    tile_size: int
+    background_color: int | list[int] | tuple[int, ...]
+    patch_size: int
+    downsample_ratio: int
+
+
+class DeepEncoderImageProcessor(PilBackend):
+    r"""Prepares pages for a [`DeepEncoder`], as DeepSeek-OCR does.
+
+    | mode | global view | tiles |
+    |---|---|---|
+    | tiny | 512 pixels, squashed | |
+    | small | 640 pixels, squashed | |
+    | base | 1024 pixels, padded | |
+    | large | 1280 pixels, padded | |
+    | gundam | 1024 pixels, padded | `min_patches` to `max_patches` of 640 pixels |
+
+    Args:
+        mode (`str`, *optional*): sets `size`, `do_pad`, `crop_to_patches` and `tile_size` to those of a mode; each
+            can also be given by hand, and wins. The defaults are those of `"base"`.
+        kwargs: the fields of [`DeepEncoderImageProcessorKwargs`]. `size` is the global view's, in pixels; with
+            `do_pad` an image keeps its aspect ratio and is padded to it, without it is squashed.
+    """
+
+    valid_kwargs = DeepEncoderImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_values_local", "patches_grid", "num_local_patches"]
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 1024, "width": 1024}
+    do_resize = True
+    do_pad = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    crop_to_patches = False
+    min_patches = 2
+    max_patches = 9
+    tile_size = 640
+    background_color = (127, 127, 127)
+    patch_size = 16
+    downsample_ratio = 4
+
+    def __init__(self, mode: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**(kwargs if mode is None else mode_fields(mode) | kwargs))
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], mode: str | None = None, **kwargs: Any) -> Any:
+        """Build a processor from its fields; a `mode` and other keywords overrule them."""
+        return super().from_dict(image_processor_dict, **(kwargs if mode is None else mode_fields(mode) | kwargs))
+
+    @classmethod
+    def from_original(cls, source: str | Path, mode: str | None = None, **kwargs: Any) -> Any:
+        """Make the image processor of a checkpoint of other code, with the mode that its configuration names.
+
+        Args:
+            source: as in `DeepEncoder.from_original`; no tensors are downloaded.
+            mode (`str`, *optional*): another mode.
+            kwargs: `revision`, `token`, `cache_dir` and so on, as there.
+
+        Raises:
+            `ValueError`: a checkpoint whose pages are prepared by another class, or see `DeepEncoder.from_original`.
+            `OSError`: there is no such source, or it cannot be reached.
+        """
+        found = import_converter().load_original_image_processor(source, **kwargs)
+        if type(found).__name__ != cls.__name__:
+            raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
+        return cls.from_dict(found.to_dict(), mode=mode)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write `preprocessor_config.json`, which names code that lies beside it only; see transformers."""
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        path = Path(save_directory) / IMAGE_PROCESSOR_NAME
+        settle_auto_map(path, AutoImageProcessor=flat_name(type(self)))
+        return files
+
+    @property
+    def mode(self) -> str | None:
+        """The mode whose fields this processor has, or None for a set of its own."""
+        for name, fields in MODES.items():
+            values = {field: getattr(self, field) for field in fields}
+            values["size"] = {"height": self.size["height"], "width": self.size["width"]}
+            if not values["crop_to_patches"]:
+                values["tile_size"] = fields["tile_size"]  # of no effect
+            if values == fields:
+                return name
+        return None
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        kwargs = super()._standardize_kwargs(**kwargs)
+        for name in ("min_patches", "max_patches", "tile_size", "patch_size", "downsample_ratio"):
+            if not isinstance(kwargs[name], int) or kwargs[name] < 1:
+                raise ValueError(f"{name} must be a positive integer, got {kwargs[name]!r}.")
+        if kwargs["min_patches"] > kwargs["max_patches"]:
+            raise ValueError(
+                f"min_patches must be at most max_patches, got {kwargs['min_patches']} and {kwargs['max_patches']}."
+            )
+        size = kwargs["size"]
+        if not (size.height and size.width and size.height > 0 and size.width > 0):
+            raise ValueError(f"size must give a positive height and width in pixels, got {dict(size)}.")
+        color = kwargs["background_color"]
+        channels = (color,) * 3 if isinstance(color, int) else tuple(color)
+        if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
+            raise ValueError(f"background_color must be one or three integers in [0, 255], got {color}.")
+        kwargs["background_color"] = channels
+        if kwargs["crop_to_patches"] and not kwargs["do_resize"]:
+            raise ValueError("crop_to_patches=True needs do_resize=True: tiles are cut from a resized image.")
+        return kwargs
+
+    def preprocess(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Prepare one image or a batch.
+
+        Args:
+            images: a `PIL.Image`, an array or tensor (see [`to_rgb`]), a path, a URL, or a list of these.
+            mode (`str`, *optional*): overrules the processor's own fields for this call.
+            kwargs: any field, for this call; `return_tensors` (`"pt"` or `"np"`).
+
+        Returns:
+            [`BatchFeature`]: `pixel_values` `(batch, 3, height, width)`; with tiles `pixel_values_local`
+            `(tiles, 3, tile_size, tile_size)`; `patches_grid` `(batch, 2)`, columns and rows of tiles, `(1, 1)`
+            without; `num_local_patches` `(batch,)`.
+
+        Raises:
+            `ValueError`: an image that cannot be used (the message says which one), or a bad field.
+        """
+        return super().preprocess(images, *args, **(kwargs if mode is None else mode_fields(mode) | kwargs))
+
+    def _prepare_image_like_inputs(
+        self,
+        images: Any,
+        *args: Any,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        **kwargs: Any,
+    ) -> list[Image.Image]:
+        flat = flatten_images(images)
+        for index, image in enumerate(flat):
+            is_float = isinstance(image, (np.ndarray, torch.Tensor)) and "float" in str(image.dtype)
+            if is_float and not do_rescale:
+                raise ValueError(f"images[{index}] holds floats, whose range is recognised: do_rescale must stay on.")
+        return [to_rgb(image, index, input_data_format) for index, image in enumerate(flat)]
+
+    def _preprocess(  # type: ignore[override]  # PIL images, and fields of its own
+        self,
+        images: list[Image.Image],
+        size: SizeDict,
+        resample: PILImageResampling,
+        do_resize: bool,
+        do_pad: bool,
+        crop_to_patches: bool,
+        min_patches: int,
+        max_patches: int,
+        tile_size: int,
+        background_color: tuple[int, int, int],
+        return_tensors: str | TensorType | None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        scale, shift = self._scale_and_shift(**kwargs)
+        views, tiles, grids = [], [], []
+        for image in images:
+            grid = (1, 1)
+            if crop_to_patches:
+                grid = choose_tile_grid(image.height, image.width, min_patches, max_patches, tile_size)
+            grids.append(list(grid))
+            if grid != (1, 1):
+                columns, rows = grid
+                resized = image.resize((columns * tile_size, rows * tile_size), resample=resample)
+                mosaic = _to_array(resized, scale, shift).reshape(3, rows, tile_size, columns, tile_size)
+                # (3, rows, tile, columns, tile) -> (rows * columns, 3, tile, tile)
+                tiles.extend(mosaic.transpose(1, 3, 0, 2, 4).reshape(-1, 3, tile_size, tile_size))
+            if do_resize:
+                target = (int(size["width"]), int(size["height"]))
+                if do_pad:
+                    image = ImageOps.pad(image, target, method=resample, color=background_color)
+                else:
+                    image = image.resize(target, resample=resample)
+            views.append(_to_array(image, scale, shift))
+
+        data: dict[str, Any] = {"pixel_values": views}
+        if tiles:
+            data["pixel_values_local"] = tiles
+        data["patches_grid"] = grids
+        data["num_local_patches"] = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _scale_and_shift(
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
+        **kwargs: Any,
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Return factors and summands, one a channel, that rescale and normalise at once; None for neither."""
+        if not (do_rescale or do_normalize):
+            return None, None
+        factor = np.full(3, rescale_factor if do_rescale else 1.0)
+        mean = np.broadcast_to(np.asarray(image_mean if do_normalize else 0.0), 3)
+        std = np.broadcast_to(np.asarray(image_std if do_normalize else 1.0), 3)
+        return (factor / std).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
+    ) -> int:
+        """Count the views of an image: its tiles and the global view. Named by transformers' convention."""
+        columns, rows = self.get_tile_grid(height, width, **(images_kwargs or {}))
+        return 1 + (columns * rows if columns * rows > 1 else 0)
+
+    def get_tile_grid(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> tuple[int, int]:
+        """Return columns and rows of the tiles of an image of this size in pixels; `(1, 1)` for an image without."""
+        fields = self._fields(mode, kwargs)
+        if not fields["crop_to_patches"]:
+            return (1, 1)
+        return choose_tile_grid(height, width, fields["min_patches"], fields["max_patches"], fields["tile_size"])
+
+    def get_number_of_image_tokens(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> int:
+        """Count the vision tokens of an image without looking at it, newlines and separator included.
+
+        Args:
+            height, width (`int`): size of the image in pixels.
+            mode (`str`, *optional*): overrules the processor's own fields, as do `kwargs`.
+
+        Returns:
+            `int`: the length of the image's `vision_tokens`.
+        """
+        if height < 1 or width < 1:
+            raise ValueError(f"height and width must be positive, got {height} and {width}.")
+        fields = self._fields(mode, kwargs)
+        stride = fields["patch_size"] * fields["downsample_ratio"]
+        size = fields["size"]
+        if not fields["do_resize"]:
+            size = SizeDict(height=height, width=width)
+        tile_tokens = -(-fields["tile_size"] // stride)
+        return count_image_tokens(
+            (-(-size.width // stride), -(-size.height // stride)),
+            self.get_tile_grid(height, width, mode, **kwargs),
+            (tile_tokens, tile_tokens),
+        )
+
+    def _fields(self, mode: str | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        fields = {name: getattr(self, name, None) for name in self._valid_kwargs_names}
+        unknown = set(kwargs) - set(fields)
+        if unknown:
+            raise ValueError(f"Unknown fields of an image processor: {', '.join(sorted(unknown))}.")
+        return self._standardize_kwargs(**(fields | ({} if mode is None else mode_fields(mode)) | dict(kwargs)))
+
+
+def _to_array(image: Image.Image, scale: np.ndarray | None, shift: np.ndarray | None) -> np.ndarray:
+    """Return an RGB image as `(3, height, width)`: float32 if it is to be scaled, else as it is."""
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    if scale is None or shift is None:
+        return np.ascontiguousarray(pixels)
+    array = np.empty(pixels.shape, np.float32)
+    np.multiply(pixels, scale[:, None, None], out=array, dtype=np.float32)
+    array += shift[:, None, None]
+    return array

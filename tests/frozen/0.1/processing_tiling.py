@@ -1,0 +1,59 @@
+# deepencoder 0.1.0: processing/tiling.py, flattened for this repository. Licence: Apache-2.0.
+"""Tile grids and token counts, by arithmetic alone.
+
+Unusual: the grid is chosen by aspect ratio first; an equally good larger grid wins only where the image has more than
+half the pixels of that grid.
+"""
+
+from functools import lru_cache
+
+__all__ = ["choose_tile_grid", "count_image_tokens", "tile_grid_candidates"]
+
+
+@lru_cache(maxsize=64)
+def tile_grid_candidates(min_patches: int, max_patches: int) -> tuple[tuple[int, int], ...]:
+    """Return every `(columns, rows)` of `min_patches` to `max_patches` tiles, fewer tiles first."""
+    sides = range(1, max_patches + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if min_patches <= columns * rows <= max_patches]
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+def choose_tile_grid(height: int, width: int, min_patches: int, max_patches: int, tile_size: int) -> tuple[int, int]:
+    """Choose how an image is cut into tiles.
+
+    Args:
+        height, width (`int`): size of the image in pixels.
+        min_patches, max_patches (`int`): bounds on the number of tiles.
+        tile_size (`int`): side of a tile in pixels.
+
+    Returns:
+        `tuple[int, int]`: columns and rows; `(1, 1)` for an image that is not cut, since both its sides fit a tile.
+    """
+    if width <= tile_size and height <= tile_size:
+        return (1, 1)
+    aspect_ratio = width / height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in tile_grid_candidates(min_patches, max_patches):
+        distance = abs(aspect_ratio - columns / rows)
+        large_enough = width * height > 0.5 * tile_size * tile_size * columns * rows
+        if distance < best_distance or (distance == best_distance and large_enough):
+            best, best_distance = (columns, rows), distance
+    return best
+
+
+def count_image_tokens(view_grid: tuple[int, int], tile_grid: tuple[int, int], tile_tokens: tuple[int, int]) -> int:
+    """Count the vision tokens of an image, newlines and separator included.
+
+    Args:
+        view_grid (`tuple[int, int]`): columns and rows of tokens of the global view.
+        tile_grid (`tuple[int, int]`): columns and rows of tiles; `(1, 1)` without tiles.
+        tile_tokens (`tuple[int, int]`): columns and rows of tokens of a tile.
+
+    Returns:
+        `int`: the length of the image's `vision_tokens`.
+    """
+    columns, rows = view_grid
+    total = (columns + 1) * rows + 1
+    if tile_grid != (1, 1):
+        total += (tile_grid[0] * tile_tokens[0] + 1) * tile_grid[1] * tile_tokens[1]
+    return total
