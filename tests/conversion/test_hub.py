@@ -166,7 +166,8 @@ def test_push_on_the_command_line(cli: Any, converted: Path, hub: Hub, monkeypat
     questions: list[str] = []
     monkeypatch.setattr("typer.confirm", questions.append)  # which answers None: no
     code, out, _ = cli("push", converted, "some/model")
-    assert questions == ["Upload 24 files to some/model?"]
+    number = len(collect_repository(converted, "some/model"))
+    assert questions == [f"Upload {number} files to some/model?"]
     assert code == 1 and "model.safetensors" in out and "made for it" in out and hub.find("some/model", None) is None
     code, out, err = cli("push", converted, "some/model", "--yes", "--private", "--revision", "v1", "--license", "mit")
     assert code == 0 and "/some/model/commit/" in out, err
