@@ -15,6 +15,7 @@ from huggingface_hub.utils import WeakFileLock
 from ..processing import DeepEncoderImageProcessor
 from .checkpoints import (
     CONVERTER_VERSION,
+    MODELS,
     REPORT_NAME,
     ConversionPlan,
     ConversionReport,
@@ -129,17 +130,20 @@ def _is_remote(source: str | Path) -> bool:
     return not Path(source).exists() and looks_like_hub_id(str(source))
 
 
-def _check_class(model_type: str, model_class: Any, source: str | Path) -> None:
+def _check_class(model_type: str, model_class: Any, source: str | Path) -> Any:
+    if model_class is None:
+        return MODELS[model_type]
     wanted = model_class.config_class.model_type
     if model_type != wanted:
         raise ValueError(f"source: {source} holds a {model_type!r}, not a {wanted!r}.")
+    return model_class
 
 
 def load_original(model_class: Any, source: str | Path, verify: bool | None = None, **kwargs: Any) -> Any:
     """Load a model from a checkpoint of other code; see `from_original` of the models.
 
     Args:
-        model_class: the class of the model.
+        model_class: the class of the model; None for whichever it is.
         source: see [`open_checkpoint`].
         verify: see [`convert_to_folder`]; a local checkpoint is not verified.
         kwargs: fields of [`HubOptions`]; fields of the tower that its tensors do not tell; the rest is for
@@ -152,10 +156,11 @@ def load_original(model_class: Any, source: str | Path, verify: bool | None = No
     if _is_remote(source):
         remote = RemoteFiles(str(source), hub)
         folder = _convert_from_hub(remote, values, verify)
-        _check_class(json.loads((folder / "config.json").read_text())["model_type"], model_class, source)
+        model_type = json.loads((folder / "config.json").read_text())["model_type"]
+        model_class = _check_class(model_type, model_class, source)
         return model_class.from_pretrained(folder, **kwargs)
     plan = plan_conversion(open_checkpoint(source, hub), **values)
-    _check_class(plan.layout.model_type, model_class, source)
+    model_class = _check_class(plan.layout.model_type, model_class, source)
     return execute_conversion(plan, str(source), model_class=model_class, **kwargs).model
 
 

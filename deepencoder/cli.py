@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .commands.common import UserError, make_console
 from .commands.convert import convert
 from .commands.encode import encode
+from .commands.export import export
 from .commands.info import info
 from .commands.push import push
 from .conversion.remote import PROGRESS_BAR
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="DeepSeek-OCR's vision encoder: pages in, vision tokens out.",
 )
-for _command in (encode, info, convert, push):
+for _command in (encode, info, convert, push, export):
     app.command()(_command)
 
 

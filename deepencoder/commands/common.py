@@ -18,6 +18,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .. import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
+from ..conversion.originals import load_original
 
 __all__ = [
     "Dtype",
@@ -28,6 +29,7 @@ __all__ = [
     "TrustOption",
     "UserError",
     "check_target",
+    "load_any_model",
     "load_config",
     "load_model",
     "load_processor",
@@ -152,6 +154,7 @@ class Source:
 
 
 def load_model(source: Source | None, dtype: Dtype) -> Any:
+    """Load a DeepEncoder; the demo model for None."""
     if source is None:
         demo = _demo_model()
         return demo if dtype is Dtype.auto else demo.to(getattr(torch, dtype.value))
@@ -165,6 +168,20 @@ def load_model(source: Source | None, dtype: Dtype) -> Any:
         raise UserError(
             f"--model {source.model!r} is a {config.model_type!r}; encode needs a {DeepEncoderConfig.model_type!r}."
         )
+    return _load_ours(source, dtype)
+
+
+def load_any_model(source: Source, dtype: Dtype) -> Any:
+    """Load a model of any of the three classes."""
+    if not source.is_original:
+        return _load_ours(source, dtype)
+    try:
+        return load_original(None, source.model, dtype=dtype.value, **source.original_options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source.model!r} cannot be loaded: {one_line(error)}") from error
+
+
+def _load_ours(source: Source, dtype: Dtype) -> Any:
     try:
         loaded, facts = AutoModel.from_pretrained(
             source.model,

@@ -1,0 +1,124 @@
+"""Exported graphs: the numbers of the model, for any batch, in other runtimes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, SamEncoder, SamEncoderConfig
+from deepencoder.conversion import export
+from deepencoder.conversion.export import OUTPUTS, TOLERANCE, export_model, fix_image_size
+
+from ..conftest import randomize
+from .samples import build, layout_of, state_dict_there
+
+onnxruntime = pytest.importorskip("onnxruntime")
+HALVES = {
+    "sam": lambda: SamEncoder(SamEncoderConfig.tiny()),
+    "clip": lambda: ClipVisionEncoder(ClipVisionEncoderConfig.tiny(post_norm="pooled")),
+    "vit": lambda: ClipVisionEncoder(ClipVisionEncoderConfig.tiny(post_norm="all", use_patch_bias=True)),
+}
+
+
+def open_onnx(path: Path) -> Any:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(("mode", "side", "batch"), [("tiny", 512, 1), ("base", 1024, 2), ("tiles", 640, 6)])
+@torch.no_grad()
+def test_onnx_gives_the_models_numbers(
+    tiny_model: DeepEncoder, mode: str, side: int, batch: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "encoder.onnx"
+    facts = export_model(tiny_model, path, side)
+    assert facts["max_difference"] <= TOLERANCE
+    session = open_onnx(path)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["image_size"] == str(side) and metadata["opset"] == "18" and metadata["tolerance"] == "0.0001"
+    assert set(json.loads(metadata["outputs"])) == {output.name for output in session.get_outputs()}
+    assert isinstance(session.get_inputs()[0].shape[0], str) and session.get_inputs()[0].shape[1:] == [3, side, side]
+    pixels = torch.randn(batch, 3, side, side)
+    expected = tiny_model(pixels)
+    names = list(OUTPUTS["deepencoder"])
+    found = dict(zip(names, map(torch.from_numpy, session.run(names, {"pixel_values": pixels.numpy()})), strict=True))
+    reference = {
+        "last_hidden_state": expected.last_hidden_state,
+        "pooler_output": expected.pooler_output,
+        "projected_tokens": tiny_model.projector(expected.last_hidden_state),
+        "vision_tokens": torch.stack(expected.vision_tokens),
+    }
+    assert set(reference) == set(found)
+    for name, values in reference.items():
+        difference = (found[name] - values).abs().max().item()
+        print(f"{mode}, {name}: {difference:.1e}")
+        assert found[name].shape == values.shape and difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@torch.no_grad()
+def test_the_halves(kind: str, tmp_path: Path) -> None:
+    model: Any = randomize(HALVES[kind]())
+    export_model(model, tmp_path / "half.onnx", 128)
+    pixels = torch.randn(2, 3, 128, 128)
+    found = open_onnx(tmp_path / "half.onnx").run(["last_hidden_state"], {"pixel_values": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found[0]), model(pixels).last_hidden_state, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_torch_export(tiny_model: DeepEncoder, tmp_path: Path) -> None:
+    facts = export_model(tiny_model, tmp_path / "encoder.pt2", 512, "torch")
+    extra = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "encoder.pt2", extra_files=extra)
+    assert json.loads(extra["metadata.json"])["image_size"] == "512" and facts["max_difference"] <= 1e-5
+    for batch in (1, 5):
+        pixels = torch.randn(batch, 3, 512, 512)
+        fused, *_, tokens = program.module()(pixels)
+        expected = tiny_model(pixels)
+        torch.testing.assert_close(fused, expected.last_hidden_state, atol=1e-5, rtol=0)
+        torch.testing.assert_close(tokens, torch.stack(expected.vision_tokens), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_fixing_the_image_size_changes_no_number(tiny_model: DeepEncoder) -> None:
+    for side in (192, 256, 512):
+        pixels = torch.randn(1, 3, side, side)
+        fixed = fix_image_size(tiny_model, side)
+        assert fixed.config.sam_config.image_size == side and tiny_model.config.sam_config.image_size == 256
+        assert torch.equal(fixed(pixels).last_hidden_state, tiny_model(pixels).last_hidden_state)
+    for size in (0, -16, 100):
+        with pytest.raises(ValueError, match="image_size"):
+            fix_image_size(tiny_model, size)
+
+
+def test_a_graph_that_differs_is_not_written(
+    tiny_model: DeepEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "TOLERANCE", 1e-9)
+    with pytest.raises(ValueError, match="differs from the model"):
+        export_model(tiny_model, tmp_path / "encoder.onnx", 128)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="format must be one of"):
+        export_model(tiny_model, tmp_path / "encoder.onnx", 128, "tensorrt")
+
+
+def test_on_the_command_line(cli: Any, tmp_path: Path) -> None:
+    layout = layout_of("deepseek-ocr")
+    save_file(state_dict_there(build(layout), layout), tmp_path / "original.safetensors")
+    code, out, err = cli("export", tmp_path / "original.safetensors", tmp_path / "a.onnx", "--size", "192")
+    assert code == 0 and "192 x 192 pixels, any batch; differs by at most" in out, err
+    assert open_onnx(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map["model_type"] == "deepencoder"
+    HALVES["clip"]().save_pretrained(tmp_path / "clip")
+    code, out, _ = cli("export", tmp_path / "clip", tmp_path / "b.pt2")
+    assert code == 0 and "64 x 64" in out
+    for arguments, words in (
+        ((tmp_path / "clip", tmp_path / "b.bin"), "FILE must end in .onnx or .pt2"),
+        ((tmp_path / "clip", tmp_path / "b.onnx", "--format", "torch"), "FILE must end in .pt2"),
+        ((tmp_path / "clip", tmp_path / "c.onnx", "--size", "100"), "multiple of 16"),
+        ((tmp_path / "gone", tmp_path / "c.onnx"), "gone"),
+    ):
+        code, _, err = cli("export", *arguments)
+        assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
+        assert not (tmp_path / "c.onnx").exists()
