@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..modeling import ClipVisionEncoder, DeepEncoder, SamEncoder
 from .image_processors import infer_image_processor
@@ -49,6 +50,9 @@ MODELS: dict[str, type[PreTrainedModel]] = {
     "deepencoder_clip_vision": ClipVisionEncoder,
 }
 NOT_A_PART = "not a part of the encoder"
+# What may be missing as a whole; a tensor that is missing anywhere else is a damaged checkpoint.
+WHOLE_PARTS = ("projector.", "compressor.", "image_newline", "view_separator")
+logger = logging.get_logger("transformers.deepencoder")
 
 
 @dataclass
@@ -127,9 +131,9 @@ class ConversionPlan:
         return [name.removesuffix(TRANSPOSED) for names in self.names.values() for name in names]
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The tensors that are needed, by their names there and still unread."""
+        """The tensors that are needed, by their names there and still unread; of the model's dtype when they are."""
         self.checkpoint.fetch(self.needed)
-        return _Selection(self.checkpoint, self.needed)
+        return _Selection(self.checkpoint, self.needed, self.dtype)
 
 
 @dataclass
@@ -144,11 +148,11 @@ class Conversion:
 class _Selection(Mapping[str, torch.Tensor]):
     """Some tensors of a checkpoint, still unread."""
 
-    def __init__(self, checkpoint: Checkpoint, names: list[str]) -> None:
-        self._checkpoint, self._names = checkpoint, names
+    def __init__(self, checkpoint: Checkpoint, names: list[str], dtype: torch.dtype) -> None:
+        self._checkpoint, self._names, self._dtype = checkpoint, names, dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._checkpoint[name]
+        return self._checkpoint[name].to(self._dtype)  # one by one: there is memory for one model
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -168,7 +172,9 @@ def _common_dtype(checkpoint: Checkpoint, names: list[str]) -> torch.dtype:
     dtypes = set()
     for name in names:
         dtype = checkpoint.tensors[name].dtype
-        if dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
+        if dtype is None:
+            raise ValueError(f"{name} is not a dense tensor of a dtype that torch knows.")
+        if not dtype.is_floating_point or dtype.itemsize < 2:
             raise ValueError(f"{name} is of dtype {dtype_name(dtype)}: a quantised checkpoint cannot be converted.")
         dtypes.add(dtype)
     return reduce(torch.promote_types, dtypes)
@@ -179,19 +185,37 @@ def dtype_name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def plan_conversion(checkpoint: Checkpoint, **values: Any) -> ConversionPlan:
+def read_dtype(dtype: Any) -> torch.dtype | None:
+    """Return the dtype that is meant by `dtype`, a name or a `torch.dtype`; None for `"auto"` and None.
+
+    Raises:
+        `ValueError`: it is no floating dtype.
+    """
+    if dtype in (None, "auto"):
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be 'auto' or a floating dtype, got {dtype!r}.")
+    return found
+
+
+def plan_conversion(checkpoint: Checkpoint, dtype: Any = "auto", **values: Any) -> ConversionPlan:
     """Find out what a checkpoint is and what will become of it.
 
     Args:
         checkpoint: of [`open_checkpoint`].
+        dtype: of the model. `"auto"`: the checkpoint's, or the one that holds the values of all that it has.
         values: see [`convert_checkpoint`].
 
     Raises:
-        `ValueError`: an unknown or ambiguous layout, an unknown name in a part that is the encoder's, a size that
-            nothing tells, or a quantised tensor.
+        `ValueError`: an unknown or ambiguous layout, an unknown name in a part that is the encoder's, a part that is
+            missing, a size that nothing tells, or a quantised tensor.
     """
+    for name, value in values.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise ValueError(f"{name} must be a number or a name, got {value!r}.")
     model_type = checkpoint.config.get("model_type")
-    if model_type in MODELS:
+    if isinstance(model_type, str) and model_type in MODELS:
         raise ValueError(f"It is a {model_type!r} already: from_pretrained loads it.")
     layout, prefix = recognize(checkpoint)
     claims = tuple(prefix + claim for claim in layout.claims)
@@ -205,6 +229,7 @@ def plan_conversion(checkpoint: Checkpoint, **values: Any) -> ConversionPlan:
         hint = f" The nearest known ones are {', '.join(near)}." if near else ""
         raise ValueError(f"{layout.name} has no tensor {unknown[0]!r}.{hint}")
     needed = [name.removesuffix(TRANSPOSED) for parts in names.values() for name in parts]
+    common = _common_dtype(checkpoint, needed)
     empty = [name for name in needed if 0 in checkpoint.shapes[name]]
     if empty:
         raise ValueError(f"{empty[0]} is empty, of shape {checkpoint.shapes[empty[0]]}.")
@@ -218,27 +243,40 @@ def plan_conversion(checkpoint: Checkpoint, **values: Any) -> ConversionPlan:
         names=names,
         unused=left_behind | {key: NOT_A_PART for key in checkpoint if key not in reasons},
         config=config,
-        dtype=_common_dtype(checkpoint, needed),
+        dtype=read_dtype(dtype) or common,
         assumed=_find_assumed(layout, checkpoint, tower, values),
     )
 
 
 def _find_assumed(layout: Layout, checkpoint: Checkpoint, tower: Any, values: Mapping[str, Any]) -> dict[str, str]:
-    told = set(values) | set(read_hints(checkpoint, tower.hidden_size, "clip"))
+    told = set(values) | set(read_hints(layout, checkpoint, tower.hidden_size, "clip"))
     return {name: reason for name, reason in layout.assumed if name not in told}
 
 
-def execute_conversion(plan: ConversionPlan, source: str, model_class: Any = None, **kwargs: Any) -> Conversion:
+def _give_own_memory(tensors: dict[str, torch.Tensor], mapped: bool) -> None:
+    """Copy tensors that share memory with another one, or, if they are `mapped`, with a file."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if mapped or place in seen:
+            tensors[name] = tensor.clone()
+        seen.add(place)
+
+
+def execute_conversion(
+    plan: ConversionPlan, source: str, model_class: Any = None, own_memory: bool = True, **kwargs: Any
+) -> Conversion:
     """Read the tensors that a plan needs, and make the model.
 
     Args:
         plan: of [`plan_conversion`].
         source: what to call the checkpoint in the report.
         model_class: of the model, where it is not the one of this package.
-        kwargs: for transformers' `from_pretrained`: `dtype`, `device_map`, `attn_implementation` and so on.
+        own_memory: whether the model must stay as it is when the file changes. A pickle's tensors are mapped.
+        kwargs: for transformers' `from_pretrained`: `device_map`, `attn_implementation` and so on.
 
     Raises:
-        `ValueError`: a tensor of a wrong shape.
+        `ValueError`: a tensor of a wrong shape, or one that is missing inside of a part.
     """
     model_class = model_class or MODELS[plan.layout.model_type]
     config = model_class.config_class.from_dict(plan.config.to_dict())
@@ -249,8 +287,14 @@ def execute_conversion(plan: ConversionPlan, source: str, model_class: Any = Non
         raise ValueError(
             f"{plan.layout.name} has tensors for which a model of its sizes has no place: {', '.join(sorted(unused))}."
         )
-    if kwargs.get("dtype", "auto") == "auto":
-        kwargs["dtype"] = plan.dtype
+    absent = sorted(set(target) - set(converted))
+    inner = [name for name in absent if not name.startswith(WHOLE_PARTS)]
+    if inner:
+        raise ValueError(f"{plan.layout.name} lacks what would become {', '.join(inner[:3])}: it is not whole.")
+    if absent:
+        logger.warning(f"{source} has nothing for {', '.join(absent)}: newly initialised, and to be trained.")
+    _give_own_memory(converted, plan.checkpoint.mapped and own_memory)
+    kwargs["dtype"] = plan.dtype
     not_finite = sorted(name for name, tensor in converted.items() if not tensor.isfinite().all())
     model = model_class.from_pretrained(None, config=config, state_dict=converted, **kwargs)
     tensors = plan.checkpoint.tensors
@@ -263,7 +307,7 @@ def execute_conversion(plan: ConversionPlan, source: str, model_class: Any = Non
         dtype=dtype_name(model.dtype),
         mapped={name: [part.removesuffix(TRANSPOSED) for part in parts] for name, parts in sorted(plan.names.items())},
         unused=dict(sorted(plan.unused.items())),
-        initialized=sorted(set(target) - set(converted)),
+        initialized=absent,
         dtype_changes={
             name: [old, dtype_name(model.dtype)] for name, old in dtypes.items() if old != dtype_name(model.dtype)
         },
@@ -274,12 +318,15 @@ def execute_conversion(plan: ConversionPlan, source: str, model_class: Any = Non
     return Conversion(model, infer_image_processor(plan.layout, plan.checkpoint, plan.config), report)
 
 
-def convert_checkpoint(source: str | Path, hub: HubOptions | None = None, **values: Any) -> Conversion:
+def convert_checkpoint(
+    source: str | Path, hub: HubOptions | None = None, dtype: Any = "auto", **values: Any
+) -> Conversion:
     """Make one of our models of a checkpoint of other code.
 
     Args:
         source: see [`open_checkpoint`].
         hub ([`HubOptions`], *optional*): how to reach the Hub.
+        dtype: of the model; see [`plan_conversion`].
         values: fields of the CLIP tower that its tensors cannot tell, `num_attention_heads`, `hidden_act` or
             `layer_norm_eps`.
 
@@ -292,7 +339,9 @@ def convert_checkpoint(source: str | Path, hub: HubOptions | None = None, **valu
             wrong shape, or a size that nothing tells.
         `OSError`: the source is not there, or cannot be read.
     """
-    return execute_conversion(plan_conversion(open_checkpoint(source, hub), **values), str(source))
+    checkpoint = open_checkpoint(source, hub)
+    with checkpoint.lock():
+        return execute_conversion(plan_conversion(checkpoint, dtype, **values), str(source))
 
 
 @contextmanager

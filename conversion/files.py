@@ -5,8 +5,9 @@ lets the last of two equal names win); a pickle runs no code, and TorchScript ar
 """
 
 import json
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -21,6 +22,7 @@ __all__ = [
     "PICKLES",
     "StoredTensor",
     "as_tensor",
+    "choose_weights",
     "find_files",
     "header_length",
     "join_shards",
@@ -30,6 +32,10 @@ __all__ = [
 ]
 
 PICKLES = (".pth", ".pt", ".bin")
+USUAL = ("model.safetensors", "pytorch_model.bin")
+# What trainers write beside weights, and where in a pickle they put them.
+NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
+NESTS = ("state_dict", "model_state_dict", "model", "module")
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -93,6 +99,7 @@ def parse_header(header: bytes, file_size: int, file: str) -> dict[str, StoredTe
         if not isinstance(content, dict):
             raise ValueError("it is no object")
         content.pop("__metadata__", None)
+        _check_names(content, "it")
         tensors = {name: _parse_entry(name, entry, 8 + len(header)) for name, entry in content.items()}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} has a damaged header: {error}.") from error
@@ -171,20 +178,35 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
             # Mapped, not read: the encoder may be a small part of it. Files of before torch 1.6 cannot be.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling raises whatever the file makes it raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        wanted = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|archive wants) (\S+)", str(error))
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"it wants {wanted[1]}" if wanted else lines[0]
         raise ValueError(f"{path} cannot be read without running its code, or is damaged: {reason}") from error
-    for name in ("state_dict", "model_state_dict", "model", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    tensors = {}
+    while isinstance(content, Mapping):
+        inside = [content[name] for name in NESTS if isinstance(content.get(name), Mapping)]
+        if not inside:
+            break
+        content = inside[0]
+    tensors: dict[str, torch.Tensor] = {}
     if isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no dict of tensors.")
-    return {
-        name: StoredTensor(tuple(tensor.shape), tensor.dtype, read=partial(tensors.__getitem__, name))
-        for name, tensor in tensors.items()
-    }
+    _check_names(tensors, str(path))
+    return {name: _describe(tensor, partial(tensors.__getitem__, name)) for name, tensor in tensors.items()}
+
+
+def _describe(tensor: torch.Tensor, read: Callable[[], torch.Tensor]) -> StoredTensor:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    return StoredTensor(tuple(tensor.shape) if dense else (), tensor.dtype if dense else None, read=read)
+
+
+def _check_names(names: Iterable[str], file: str) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{file} has a tensor with a name that is no text: {name!r}.") from error
 
 
 def open_file(path: Path) -> dict[str, StoredTensor]:
@@ -204,12 +226,27 @@ def read_index(index: Path) -> dict[str, str]:
     """
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
+        if not weight_map:
+            raise ValueError("it names no shard")
         outside = sorted({shard for shard in weight_map.values() if Path(shard).name != shard or shard == ".."})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of shards: {error!r}.") from error
     if outside:
         raise ValueError(f"{index} names files outside of its folder: {', '.join(outside)}.")
     return weight_map
+
+
+def choose_weights(names: Iterable[str]) -> list[str]:
+    """Choose the files with the weights, of a folder without an index: those of the usual names, if they are there."""
+    found = [name for name in names if not name.startswith((".", *NOT_WEIGHTS))]
+    for suffix, usual in ((".safetensors", USUAL[0]), *((suffix, USUAL[1]) for suffix in PICKLES)):
+        if usual in found and usual.endswith(suffix):
+            return [usual]
+    for suffix in (".safetensors", *PICKLES):
+        chosen = sorted(name for name in found if name.endswith(suffix))
+        if chosen:
+            return chosen
+    return []
 
 
 def find_files(source: Path) -> tuple[list[Path], dict[str, str]]:
@@ -234,9 +271,9 @@ def find_files(source: Path) -> tuple[list[Path], dict[str, str]]:
             if missing:
                 raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}.")
             return files, weight_map
-        files = sorted(path for path in source.glob(f"*{suffix}") if path.is_file())
-        if files:
-            return files, {}
+        names = choose_weights(path.name for path in source.glob(f"*{suffix}") if path.is_file())
+        if names:
+            return [source / name for name in names], {}
     raise ValueError(f"source: {source} holds neither safetensors nor {', '.join(PICKLES)} files.")
 
 

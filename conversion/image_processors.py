@@ -21,6 +21,9 @@ __all__ = ["infer_image_processor"]
 
 # Sides up to which DeepSeek-OCR squashes pages, instead of padding them.
 LARGEST_SQUASHED = 640
+# transformers' own, whose file may leave out what is its default.
+UNLIMITED_OCR = ("UnlimitedOcrImageProcessor", "UnlimitedOcrImageProcessorFast")
+UNLIMITED_OCR_DEFAULTS = {"crop_to_patches": True, "min_patches": 2, "max_patches": 32, "tile_size": 640}
 FIELDS = (
     "size",
     "do_pad",
@@ -63,10 +66,13 @@ def _read_side(*configs: Mapping[str, Any]) -> int | None:
 def _infer_pages(checkpoint: Checkpoint, saved: Mapping[str, Any]) -> DeepEncoderImageProcessor:
     size = saved.get("size")
     if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        if saved.get("image_processor_type") in UNLIMITED_OCR:
+            saved = UNLIMITED_OCR_DEFAULTS | dict(saved)
         fields = {name: saved[name] for name in FIELDS if saved.get(name) is not None}
-        fields["size"] = {"height": size["height"], "width": size["width"]}
-        side = max(size["height"], size["width"])
-        fields.setdefault("do_pad", bool(saved.get("crop_to_patches")) or side > LARGEST_SQUASHED)
+        side = max(int(size["height"]), int(size["width"]))
+        fields["size"] = {"height": side, "width": side}  # its views are square
+        largest_squashed = int(saved.get("maximum_pad_value", LARGEST_SQUASHED))
+        fields.setdefault("do_pad", bool(saved.get("crop_to_patches")) or side > largest_squashed)
         return DeepEncoderImageProcessor(**fields)
     means = {name: saved[name] for name in ("image_mean", "image_std") if saved.get(name) is not None}
     side = _read_side(saved, checkpoint.config) or MODES["base"]["size"]["height"]
@@ -85,7 +91,22 @@ def infer_image_processor(layout: Layout, checkpoint: Checkpoint, config: Any) -
         layout: what the checkpoint is.
         checkpoint: beside which there may be an image processor's own file, which comes first.
         config: of the model that the checkpoint becomes; its `image_size` is for towers without such a file.
+
+    Raises:
+        `ValueError`: a file beside the checkpoint says something that cannot be.
     """
+    try:
+        processor = _infer(layout, checkpoint, config)
+        mean, std = (list(map(float, getattr(processor, name))) for name in ("image_mean", "image_std"))
+        if len(mean) != 3 or len(std) != 3 or 0 in std:
+            raise ValueError(f"image_mean {mean} and image_std {std} are not of three channels")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"The image processor's file beside the checkpoint is damaged: {reason}") from error
+    return processor
+
+
+def _infer(layout: Layout, checkpoint: Checkpoint, config: Any) -> Any:
     saved = _read_saved(checkpoint)
     if layout.pixels == "deepseek":
         return _infer_pages(checkpoint, saved)

@@ -55,6 +55,11 @@ class Layout:
     defaults: tuple[tuple[str, Any], ...] = ()
     assumed: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def is_tower(self) -> bool:
+        """Whether a configuration beside the checkpoint is the tower's own, and not that of a language model."""
+        return self.pixels in ("clip", "sam", "vit") and self.slug != "deepseek-ocr-clip"
+
 
 _POSITION_IDS = "numbers that are counted anew"
 _UNUSED_PATCHES = "CLIP's patch embedding, which runs on SAM's map here and in the original alike"
@@ -234,7 +239,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 # Where in a larger model a layout may sit.
-PREFIXES = ("", "model.", "vit.", "module.")
+PREFIXES = ("", "model.", "vit.", "module.", "module.model.", "_orig_mod.", "_orig_mod.model.")
 
 
 def recognize(keys: Collection[str]) -> tuple[Layout, str]:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import WeakFileLock
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..processing import DeepEncoderImageProcessor
 from .checkpoints import (
@@ -22,11 +22,12 @@ from .checkpoints import (
     execute_conversion,
     new_folder,
     plan_conversion,
+    read_dtype,
     save_converted,
 )
 from .image_processors import infer_image_processor
 from .remote import HubOptions, RemoteFiles, looks_like_hub_id, model_cache
-from .sources import Checkpoint, open_checkpoint, open_remote
+from .sources import open_checkpoint, open_remote
 from .verification import compare, compute_converted, compute_reference, why_not
 
 __all__ = ["convert_to_folder", "load_original", "load_original_image_processor", "plan_original"]
@@ -65,38 +66,46 @@ def convert_to_folder(
     target = Path(target)
     if target.exists():
         raise FileExistsError(f"target: {target} is there already.")
-    checkpoint = open_checkpoint(source, hub)
-    return _convert(checkpoint, str(source), target, verify, dtype, max_shard_size, values)
+    if not _is_remote(source):
+        checkpoint = open_checkpoint(source, hub)
+        return _convert(plan_conversion(checkpoint, dtype, **values), str(source), target, verify, max_shard_size)
+    remote = RemoteFiles(str(source), hub or HubOptions())
+    kept = _kept_folder(remote, values)
+    if read_dtype(dtype) is None and max_shard_size is None and _serves(kept, verify, remote.options):
+        with new_folder(target) as temporary:
+            shutil.copytree(kept, temporary, dirs_exist_ok=True)
+        return ConversionReport(**json.loads((kept / REPORT_NAME).read_text(encoding="utf-8")))
+    with remote.lock():
+        plan = plan_conversion(open_remote(remote), dtype, **values)
+        return _convert(plan, remote.repo_id, target, verify, max_shard_size)
 
 
 def _convert(
-    checkpoint: Checkpoint,
-    source: str,
-    target: Path,
-    verify: bool | None,
-    dtype: Any,
-    max_shard_size: int | str | None,
-    values: dict[str, Any],
+    plan: ConversionPlan, source: str, target: Path, verify: bool | None, max_shard_size: int | str | None = None
 ) -> ConversionReport:
-    plan = plan_conversion(checkpoint, **values)
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with new_folder(target) as temporary:
-        conversion = execute_conversion(plan, source, dtype=dtype)
+        conversion = execute_conversion(plan, source, own_memory=False)
         save_converted(conversion, temporary, **sharding)
         report = conversion.report
-        reason = why_not(plan, report.initialized, report.not_finite)
-        if verify and reason is not None:
-            raise ValueError(f"{source} cannot be verified: {reason}.")
-        if verify is False or reason is not None:
-            report.verification = {"not_run": reason or "not wanted"}
-        else:
+        reason = _why_not(plan, report, source, verify)
+        if reason is None:
             ours = compute_converted(conversion.model, report.initialized)
             del conversion  # there is memory for one model
             reference, theirs = compute_reference(plan)
             report.verification = compare(reference, ours, theirs, plan)
-        (temporary / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    checkpoint.forget()
+        else:
+            report.verification = {"not_run": reason}
+        (temporary / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    plan.checkpoint.forget()
     return report
+
+
+def _why_not(plan: ConversionPlan, report: ConversionReport, source: str, verify: bool | None) -> str | None:
+    reason = why_not(plan, report.not_finite)
+    if verify and reason is not None:
+        raise ValueError(f"{source} cannot be verified: {reason}.")
+    return "not wanted" if verify is False else reason
 
 
 def _split(options: dict[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
@@ -115,15 +124,31 @@ def _kept_folder(remote: RemoteFiles, values: dict[str, Any]) -> Path:
     return model_cache(remote.repo_id, remote.commit, remote.options) / name
 
 
-def _convert_from_hub(remote: RemoteFiles, values: dict[str, Any], verify: bool | None) -> Path:
+def _serves(kept: Path, verify: bool | None, options: HubOptions) -> bool:
+    """Tell whether a finished conversion is there, whole, and verified if that is demanded."""
+    if options.force_download or not kept.is_dir():
+        return False
+    try:
+        report = json.loads((kept / REPORT_NAME).read_text(encoding="utf-8"))
+        open_checkpoint(kept)
+        json.loads((kept / IMAGE_PROCESSOR_NAME).read_bytes())
+    except (OSError, ValueError):  # damaged
+        return False
+    return not verify or "outputs" in (report.get("verification") or {})
+
+
+def _convert_from_hub(remote: RemoteFiles, values: dict[str, Any], verify: bool | None, model_class: Any) -> Path:
     """Return the folder of a converted model, converting it if that has not been done."""
-    folder = _kept_folder(remote, values)
-    with WeakFileLock(folder.with_name(f"{folder.name}.lock")):
-        if remote.options.force_download:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            _convert(open_remote(remote), remote.repo_id, folder, verify, "auto", None, values)
-    return folder
+    kept = _kept_folder(remote, values)
+    if _serves(kept, verify, remote.options):
+        return kept
+    with remote.lock():
+        if not _serves(kept, verify, remote.options):  # another process may have been at it
+            plan = plan_conversion(open_remote(remote), **values)
+            _check_class(plan.layout.model_type, model_class, remote.repo_id)
+            shutil.rmtree(kept, ignore_errors=True)
+            _convert(plan, remote.repo_id, kept, verify)
+    return kept
 
 
 def _is_remote(source: str | Path) -> bool:
@@ -145,23 +170,38 @@ def load_original(model_class: Any, source: str | Path, verify: bool | None = No
     Args:
         model_class: the class of the model; None for whichever it is.
         source: see [`open_checkpoint`].
-        verify: see [`convert_to_folder`]; a local checkpoint is not verified.
+        verify: see [`convert_to_folder`]; a local checkpoint is verified with True only.
         kwargs: fields of [`HubOptions`]; fields of the tower that its tensors do not tell; the rest is for
             `from_pretrained`.
 
     Raises:
         `ValueError`, `OSError`: see [`convert_to_folder`]; and a checkpoint that holds a model of another class.
     """
+    return load_original_with_report(model_class, source, verify, **kwargs)[0]
+
+
+def load_original_with_report(
+    model_class: Any, source: str | Path, verify: bool | None = None, **kwargs: Any
+) -> tuple[Any, ConversionReport]:
+    """Load a model as [`load_original`] does, and tell what became of the checkpoint."""
     hub, values = _split(kwargs)
     if _is_remote(source):
         remote = RemoteFiles(str(source), hub)
-        folder = _convert_from_hub(remote, values, verify)
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-        model_class = _check_class(model_type, model_class, source)
-        return model_class.from_pretrained(folder, **kwargs)
-    plan = plan_conversion(open_checkpoint(source, hub), **values)
+        folder = _convert_from_hub(remote, values, verify, model_class)
+        report = ConversionReport(**json.loads((folder / REPORT_NAME).read_text(encoding="utf-8")))
+        model_class = _check_class(report.model_type, model_class, source)
+        return model_class.from_pretrained(folder, **kwargs), report
+    plan = plan_conversion(open_checkpoint(source, hub), kwargs.pop("dtype", "auto"), **values)
     model_class = _check_class(plan.layout.model_type, model_class, source)
-    return execute_conversion(plan, str(source), model_class=model_class, **kwargs).model
+    if verify:
+        conversion = execute_conversion(plan, str(source), own_memory=False)
+        _why_not(plan, conversion.report, str(source), verify)
+        ours = compute_converted(conversion.model, conversion.report.initialized)
+        del conversion
+        reference, theirs = compute_reference(plan)
+        compare(reference, ours, theirs, plan)
+    conversion = execute_conversion(plan, str(source), model_class=model_class, **kwargs)
+    return conversion.model, conversion.report
 
 
 def plan_original(source: str | Path, **kwargs: Any) -> ConversionPlan:
@@ -177,7 +217,9 @@ def plan_original(source: str | Path, **kwargs: Any) -> ConversionPlan:
 
 def load_original_image_processor(source: str | Path, **kwargs: Any) -> Any:
     """Make the image processor of a checkpoint of other code; see `from_original` of the image processor."""
-    hub, values = _split(dict(kwargs))
+    hub, values = _split(kwargs)
+    if kwargs:
+        raise TypeError(f"from_original of an image processor knows no {', '.join(map(repr, kwargs))}.")
     if _is_remote(source):
         remote = RemoteFiles(str(source), hub)
         folder = _kept_folder(remote, values)

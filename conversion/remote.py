@@ -6,6 +6,7 @@ Files that are in the cache already are read there.
 """
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
+from typing import Any
 
 from huggingface_hub import (
     HfApi,
@@ -33,7 +35,17 @@ from safetensors.torch import save_file
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from .files import PICKLES, StoredTensor, as_tensor, header_length, join_shards, open_file, parse_header, read_index
+from .files import (
+    PICKLES,
+    StoredTensor,
+    as_tensor,
+    choose_weights,
+    header_length,
+    join_shards,
+    open_file,
+    parse_header,
+    read_index,
+)
 
 __all__ = ["PROGRESS_BAR", "HubOptions", "RangesNotServedError", "RemoteFiles", "looks_like_hub_id", "model_cache"]
 
@@ -79,6 +91,8 @@ class HubOptions:
 def looks_like_hub_id(source: str) -> bool:
     """Tell whether `source` could be a model on the Hub: `name` or `owner/name`, and not the name of a file."""
     parts = source.split("/")
+    if source.endswith((".safetensors", *PICKLES)):
+        return False
     return len(parts) <= 2 and all(part and part[0] not in ".~" for part in parts) and "\\" not in source
 
 
@@ -133,6 +147,7 @@ class RemoteFiles:
         self.commit = extract_commit_hash(None if config is None else str(config), None) or self._ask_commit()
         self.tensors: dict[str, StoredTensor] = {}
         self._places: dict[str, str] = {}
+        self.files: list[str] = []
 
     def open(self) -> dict[str, StoredTensor]:
         """Find out what is in the files, without downloading more of them than their headers.
@@ -154,6 +169,7 @@ class RemoteFiles:
                 opened = {name: self._open(name) for name in self._list_weights()}
         self.tensors = join_shards(opened, weight_map)
         self._places = {name: file for file, tensors in opened.items() for name in tensors}
+        self.files = list(opened)
         return self.tensors
 
     def find_file(self, name: str) -> Path | None:
@@ -192,12 +208,13 @@ class RemoteFiles:
             names = [path.name for path in Path(folder).iterdir()]
         else:
             names = HfApi(token=options.token).list_repo_files(self.repo_id, revision=self.commit)
-        for suffix in (".safetensors", *PICKLES):
-            found = sorted(name for name in names if name.endswith(suffix) and "/" not in name)
-            if found:
-                return found
-        where = "is not in the cache with" if options.offline else "has"
-        raise OSError(f"{self.repo_id} {where} neither safetensors nor {', '.join(PICKLES)} files.")
+        found = choose_weights(name for name in names if "/" not in name)
+        if found:
+            return found
+        kinds = f"safetensors, {', '.join(PICKLES)} files"
+        if options.offline:
+            raise OSError(f"The cache has no {kinds} of {self.repo_id}, and offline nothing is downloaded.")
+        raise OSError(f"{self.repo_id} has no {kinds}.")
 
     def _open(self, file: str) -> dict[str, StoredTensor]:
         """Find out what is in a file, without downloading it if that can be."""
@@ -238,7 +255,8 @@ class RemoteFiles:
                 with http_stream_backoff(
                     "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, retry_on_exceptions=()
                 ) as response:
-                    hf_raise_for_status(response)
+                    if response.status_code != 416:  # a range that it does not like
+                        hf_raise_for_status(response)
                     file_size = self._check_range(response, file, start + len(body))
                     for chunk in response.iter_bytes():
                         body += chunk
@@ -260,17 +278,24 @@ class RemoteFiles:
                 raise OSError(f"{self.repo_id}/{file} cannot be downloaded: {reason}") from error
             time.sleep(min(8, 0.5 * 2**attempt))
 
-    def _check_range(self, response: object, file: str, start: int) -> int:
-        headers = response.headers  # type: ignore[attr-defined]
-        place, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        if response.status_code == 206 and place.startswith(f"{start}-") and total.isdigit():  # type: ignore[attr-defined]
-            return int(total)
-        size = headers.get("Content-Length", "")
-        amount = f"all {int(size) / 1e9:.1f} GB" if size.isdigit() else "the whole file"
+    def _check_range(self, response: Any, file: str, start: int) -> int:
+        told, size = response.headers.get("Content-Range", ""), response.headers.get("Content-Length", "")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", told.strip().lower())
+        if response.status_code == 206 and match is not None and int(match[1]) == start:
+            return int(match[2])
+        if response.status_code == 200:
+            amount = f"all {int(size) / 1e9:.1f} GB" if size.isdigit() else "the whole file"
+            what = f"ignores byte ranges and would send {amount}"
+        else:
+            what = f"answers a range with status {response.status_code} and Content-Range {told!r}"
         raise RangesNotServedError(
-            f"The server of {self.repo_id}/{file} ignores byte ranges and would send {amount}: "
+            f"The server of {self.repo_id}/{file} {what}: "
             "pass full_download=True (--full-download) to download it whole."
         )
+
+    def lock(self) -> Any:
+        """Keep other processes from converting this model meanwhile: they would forget each other's parts."""
+        return WeakFileLock(self._parts_folder.with_suffix(".lock"))
 
     @property
     def _parts_folder(self) -> Path:
@@ -289,14 +314,13 @@ class RemoteFiles:
             places.setdefault(self._places[name], {})[name] = self.tensors[name]
         parts = [part for file, tensors in places.items() for part in plan_parts(file, tensors)]
         folder = self._parts_folder
-        with WeakFileLock(folder.with_suffix(".lock")):
-            folder.mkdir(exist_ok=True)
-            if self.options.force_download:
-                for path in folder.iterdir():
-                    path.unlink()
-            with _progress_bar(f"Encoder of {self.repo_id}", sum(part.end - part.start for part in parts)) as progress:
-                tasks = [partial(self._fetch_part, part, folder, progress) for part in parts]
-                opened = _run_all(tasks)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.options.force_download:
+            for path in folder.iterdir():
+                path.unlink()
+        with _progress_bar(f"Encoder of {self.repo_id}", sum(part.end - part.start for part in parts)) as progress:
+            tasks = [partial(self._fetch_part, part, folder, progress) for part in parts]
+            opened = _run_all(tasks)
         return {name: tensor for tensors in opened for name, tensor in tensors.items()}
 
     def _fetch_part(
@@ -304,8 +328,13 @@ class RemoteFiles:
     ) -> dict[str, StoredTensor]:
         path = folder / f"{Path(part.file).stem}-{part.start}-{part.end}.safetensors"
         if path.exists():
-            progress(part.end - part.start)
-            return open_file(path)
+            try:
+                found = open_file(path)
+            except ValueError:  # not as it was written: again, then
+                path.unlink()
+            else:
+                progress(part.end - part.start)
+                return found
 
         def count(received: int) -> None:
             if stopped():

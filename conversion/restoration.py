@@ -61,11 +61,16 @@ def _find_original(original: str | Path, hub: HubOptions) -> Path:
     )
 
 
-def _match(encoder: Checkpoint, names: Mapping[str, tuple[str, ...]], stored: Mapping[str, StoredTensor]) -> None:
+def _match(
+    encoder: Checkpoint,
+    wanted: set[str],
+    names: Mapping[str, tuple[str, ...]],
+    stored: Mapping[str, StoredTensor],
+) -> None:
     """Insist that every tensor of the encoder has its place in the original, and the other way round."""
     for one, other, message in (
-        (set(encoder), set(names), "ORIGINAL has no place for the encoder's"),
-        (set(names), set(encoder), "ENCODER lacks"),
+        (wanted, set(names), "ORIGINAL has no place for the encoder's"),
+        (set(names), wanted, "ENCODER lacks"),
     ):
         lost = sorted(one - other)
         if lost:
@@ -81,6 +86,14 @@ def _match(encoder: Checkpoint, names: Mapping[str, tuple[str, ...]], stored: Ma
             raise ValueError(
                 f"{name} of ENCODER has shape {ours}, but {' + '.join(parts)} of ORIGINAL {tuple(shape)}."
             )
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    except shutil.Error as error:  # a list of all that went wrong
+        name, _, reason = error.args[0][0]
+        raise OSError(f"{name} cannot be copied: {reason}") from error
 
 
 def _overwrite(file: BinaryIO, place: StoredTensor, tensor: torch.Tensor, name: str) -> None:
@@ -117,7 +130,7 @@ def restore_checkpoint(
         raise FileExistsError(f"target: {target} is there already.")
     hub = hub or HubOptions()
     ours = open_checkpoint(encoder, hub)
-    if ours.config.get("model_type") not in MODELS:
+    if ours.config.get("model_type") not in list(MODELS):
         raise ValueError(f"ENCODER: {encoder} is not a model of this package: its config.json does not say so.")
     path = _find_original(original, hub)
     files, weight_map = find_files(path)
@@ -134,14 +147,19 @@ def restore_checkpoint(
         raise ValueError(
             f"ORIGINAL: {original} is laid out as {plan.layout.name} ({plan.layout.slug!r}), not as {to!r}."
         )
-    _match(ours, plan.names, stored)
+    ours_there = set(ours)
+    if plan.layout.pixels == "sam":  # which has no compressor to go back to
+        ours_there = {name for name in ours_there if not name.startswith("compressor.")}
+    _match(ours, ours_there, plan.names, stored)
 
     report = RestorationReport(plan.layout.name, unchanged=len(stored) - len(plan.needed))
     places = {name: file for file, tensors in shards.items() for name in tensors}
-    ours.fetch(list(ours))
+    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"TARGET: {target} is inside of ORIGINAL, of which it is to be a copy.")
+    ours.fetch(list(plan.names))
     with new_folder(target, path.name if path.is_file() and target.suffix == path.suffix else None) as temporary:
         if path.is_dir():
-            shutil.copytree(path, temporary, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            _copy_folder(path, temporary)
         else:
             shutil.copyfile(path, temporary / path.name)
         opened = {file: open(temporary / file, "r+b") for file in shards}

@@ -7,6 +7,8 @@ caller, else it is an error.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from ..configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
 from .layouts import Layout
 from .sources import Checkpoint
@@ -18,6 +20,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 KNOWN_HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
+# Configurations of transformers, whose files leave out what is the default there.
+KNOWN_CONFIGS = (
+    "clip",
+    "clip_vision_model",
+    "deepseek_ocr2",
+    "got_ocr2",
+    "sam",
+    "sam_vision_model",
+    "unlimited_ocr",
+    "vit",
+)
+HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "window_size", "global_attn_indexes")
+
+
 def _walk(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield fields
     for name, value in fields.items():
@@ -25,10 +41,40 @@ def _walk(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from _walk(value)
 
 
-def read_hints(checkpoint: Checkpoint, hidden_size: int, part: str) -> dict[str, Any]:
+def _complete(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add transformers' defaults to a configuration of its own."""
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in KNOWN_CONFIGS or model_type not in CONFIG_MAPPING:
+        return fields
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(dict(fields)).to_dict()
+    except Exception:  # a damaged one: what it says is looked at as it is
+        return fields
+
+
+def _read_open_clip(fields: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
+    tower = fields.get("vision_cfg")
+    if not isinstance(tower, Mapping) or tower.get("width") != hidden_size:
+        return {}
+    head_width = tower.get("head_width", 64)
+    if not isinstance(head_width, int) or head_width < 1 or hidden_size % head_width:
+        raise ValueError(f"open_clip_config.json: head_width {head_width!r} does not divide the width {hidden_size}.")
+    for name, usual in (("pool_type", "tok"), ("timm_model_name", None), ("attentional_pool", False)):
+        if tower.get(name, usual) != usual:
+            raise ValueError(f"open_clip_config.json: a tower with {name} {tower[name]!r} is not supported.")
+    activation = "quick_gelu" if fields.get("quick_gelu") else "gelu"
+    found: dict[str, Any] = {"num_attention_heads": hidden_size // head_width, "hidden_act": activation}
+    norm = tower.get("norm_kwargs")
+    if isinstance(norm, Mapping) and "eps" in norm:
+        found["layer_norm_eps"] = norm["eps"]
+    return found
+
+
+def read_hints(layout: Layout, checkpoint: Checkpoint, hidden_size: int, part: str) -> dict[str, Any]:
     """Find what the files beside a checkpoint say of a tower of this width.
 
     Args:
+        layout: what the checkpoint is. In a language model the top level of `config.json` is not about the tower.
         checkpoint: whose `config.json`, or `open_clip_config.json`, is read.
         hidden_size: the tower's width.
         part: `"sam"` or `"clip"`, where a model has both.
@@ -36,30 +82,34 @@ def read_hints(checkpoint: Checkpoint, hidden_size: int, part: str) -> dict[str,
     Returns:
         those of `num_attention_heads`, `hidden_act`, `layer_norm_eps`, `window_size` and `global_attn_indexes` that
         are told.
+
+    Raises:
+        `ValueError`: an open_clip tower that is built in a way that is not supported.
     """
     open_clip = checkpoint.read_json("open_clip_config.json").get("model_cfg")
-    if isinstance(open_clip, Mapping) and isinstance(open_clip.get("vision_cfg"), Mapping):
-        tower = open_clip["vision_cfg"]
-        if tower.get("width") == hidden_size:
-            heads = hidden_size // tower.get("head_width", 64)
-            activation = "quick_gelu" if open_clip.get("quick_gelu") else "gelu"
-            return {"num_attention_heads": heads, "hidden_act": activation}
-    nested = checkpoint.config.get("vision_config")
-    places = list(_walk(nested)) if isinstance(nested, Mapping) else [checkpoint.config]
+    if layout.slug == "clip" and isinstance(open_clip, Mapping):
+        found = _read_open_clip(open_clip, hidden_size)
+        if found:
+            return found
+    config = _complete(checkpoint.config)
+    nested = config.get("vision_config")
+    places: list[Mapping[str, Any]] = []
+    if isinstance(nested, Mapping):
+        places = list(_walk(nested))
+    elif layout.is_tower:
+        places = [config]
     other = "encoder_config" if part == "sam" else "sam_config"
     if isinstance(nested, Mapping) and isinstance(nested.get(other), Mapping):
         places = [place for place in places if place is not nested[other]]
     for place in places:
         if place.get("hidden_size") == hidden_size:
-            names = ("num_attention_heads", "hidden_act", "layer_norm_eps", "window_size", "global_attn_indexes")
-            return {name: place[name] for name in names if place.get(name) is not None}
+            return {name: place[name] for name in HINTS if place.get(name) is not None}
         # DeepSeek's own: {"clip-l-14-224": {"width": 1024, "heads": 16, ..}, "sam_vit_b": {..}}
         if place.get("width") == hidden_size and isinstance(place.get("heads"), int):
-            found = {"num_attention_heads": place["heads"]}
-            if "global_attn_indexes" in place:
-                found["global_attn_indexes"] = place["global_attn_indexes"]
-            if part == ("sam" if "global_attn_indexes" in place else "clip"):
-                return found
+            is_sam = "global_attn_indexes" in place
+            if part == ("sam" if is_sam else "clip"):
+                windows = {"global_attn_indexes": place["global_attn_indexes"]} if is_sam else {}
+                return {"num_attention_heads": place["heads"], **windows}
     return {}
 
 
@@ -87,7 +137,7 @@ def infer_sam_config(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncoderConf
 
     Args:
         shapes: shapes by their names here.
-        hints: of [`read_hints`]; those of windows are taken where the tables of positions do not tell.
+        hints: of [`read_hints`]: activation and epsilon; windows where the tables of positions do not tell.
 
     Raises:
         `ValueError`: a part is missing, or windows and whole maps have tables of one length, so that blocks cannot be
@@ -105,7 +155,7 @@ def infer_sam_config(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncoderConf
     indexes = tuple(index for index, (length, _) in enumerate(rows) if length == global_rows)
     if len(windowed) == 1:
         window_size = (windowed.pop() + 1) // 2
-    elif windowed or "global_attn_indexes" not in hints:
+    elif windowed or not isinstance(hints.get("global_attn_indexes"), (list, tuple)):
         lengths = sorted({length for length, _ in rows})
         raise ValueError(
             f"Cannot tell windowed from global blocks by the lengths of their position tables: {lengths}."
@@ -125,7 +175,8 @@ def infer_sam_config(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncoderConf
         global_attn_indexes=indexes,
         output_channels=_shape(shapes, "neck.conv1.weight", 4)[0],
         # A plain SAM has none: the published compressor is added, newly initialised.
-        downsample_channels=tuple(shapes[name][0] for name in convolutions) or (512, 1024),
+        downsample_channels=tuple(_shape(shapes, name, 4)[0] for name in convolutions) or (512, 1024),
+        **{name: hints[name] for name in ("hidden_act", "layer_norm_eps") if name in hints},
     )
 
 
@@ -183,11 +234,13 @@ def infer_config(layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **value
 
     def sam(shapes: Shapes) -> SamEncoderConfig:
         hidden_size = _shape(shapes, "embeddings.patch_embedding.weight", 4)[0]
-        return infer_sam_config(shapes, read_hints(checkpoint, hidden_size, "sam"))
+        return infer_sam_config(shapes, read_hints(layout, checkpoint, hidden_size, "sam"))
 
     def clip(shapes: Shapes) -> ClipVisionEncoderConfig:
         width = (shapes.get("embeddings.class_embedding") or (0,))[-1]
-        return infer_clip_config(shapes, dict(layout.defaults) | read_hints(checkpoint, width, "clip"), **values)
+        return infer_clip_config(
+            shapes, dict(layout.defaults) | read_hints(layout, checkpoint, width, "clip"), **values
+        )
 
     if layout.model_type == SamEncoderConfig.model_type:
         return sam(shapes)

@@ -6,13 +6,14 @@ the Hub the tensors that are needed come as byte ranges, and the rest stays ther
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import metadata_load
 
-from .files import StoredTensor, find_files, join_shards, open_file
+from .files import PICKLES, StoredTensor, find_files, join_shards, open_file
 from .remote import HubOptions, RemoteFiles, looks_like_hub_id
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_remote"]
@@ -27,6 +28,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         fetch: brings tensors that are not on this machine; returns them, still unread.
         commit: of a checkpoint on the Hub.
         forget: removes what `fetch` brought.
+        lock: keeps other processes from forgetting it meanwhile.
+        mapped: whether tensors that are read are still the file's memory.
     """
 
     def __init__(
@@ -36,11 +39,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         fetch: Callable[[Collection[str]], Mapping[str, StoredTensor]] | None = None,
         commit: str | None = None,
         forget: Callable[[], None] = lambda: None,
+        lock: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        mapped: bool = False,
     ) -> None:
         self.tensors = dict(tensors)
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         self.commit = commit
         self.forget = forget
+        self.lock = lock
+        self.mapped = mapped
         self._find_file = find_file
         self._fetch = fetch
         self.config = self.read_json("config.json")
@@ -92,7 +99,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 def open_remote(remote: RemoteFiles) -> Checkpoint:
     """Open a checkpoint on the Hub."""
-    return Checkpoint(remote.open(), remote.find_file, remote.fetch, remote.commit, remote.forget_parts)
+    tensors = remote.open()
+    mapped = any(file.endswith(PICKLES) for file in remote.files)
+    return Checkpoint(tensors, remote.find_file, remote.fetch, remote.commit, remote.forget_parts, remote.lock, mapped)
 
 
 def open_checkpoint(source: str | Path, hub: HubOptions | None = None) -> Checkpoint:
@@ -118,4 +127,4 @@ def open_checkpoint(source: str | Path, hub: HubOptions | None = None) -> Checkp
     def find_file(name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
 
-    return Checkpoint(tensors, find_file)
+    return Checkpoint(tensors, find_file, mapped=any(file.suffix in PICKLES for file in files))

@@ -52,7 +52,10 @@ def _as_they_are(values: Any, *_: Any) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
+        entry = archive.getinfo(f"{folder}/data.pkl")
+        if entry.compress_type != zipfile.ZIP_STORED:  # no bomb: torch packs nothing
+            raise pickle.UnpicklingError("data.pkl is packed")
+        super().__init__(io.BytesIO(archive.read(entry)))
         self.archive, self.folder = archive, folder
         self.storages: dict[str, torch.Tensor] = {}
 
@@ -76,7 +79,7 @@ class _Unpickler(pickle.Unpickler):
         if key not in self.storages:
             entry = self.archive.getinfo(f"{self.folder}/data/{key}")
             size = count * dtype.itemsize if isinstance(dtype, torch.dtype) else -1
-            if entry.file_size != size or entry.compress_type != zipfile.ZIP_STORED:  # no bomb: torch packs nothing
+            if entry.file_size != size or entry.compress_type != zipfile.ZIP_STORED:
                 raise pickle.UnpicklingError(f"storage {key!r} of {entry.file_size} bytes is not as it should be")
             content = bytearray(self.archive.read(entry))
             self.storages[key] = torch.frombuffer(content, dtype=dtype) if count else torch.empty(0, dtype=dtype)

@@ -5,6 +5,7 @@ it says so. A model may be a checkpoint of other code, which is converted on the
 line and exit code 2; files appear whole or not at all.
 """
 
+import signal
 import sys
 
 import typer
@@ -38,6 +39,8 @@ def main() -> None:
     if not HF_HUB_DISABLE_PROGRESS_BARS:
         enable_progress_bars(PROGRESS_BAR)
     logging.set_verbosity_error()
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is removed
     try:
         app(prog_name="deepencoder")
     except (UserError, OSError) as error:  # OSError: a full disk, say

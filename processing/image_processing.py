@@ -130,16 +130,17 @@ class DeepEncoderImageProcessor(PilBackend):
         Args:
             source: as in `DeepEncoder.from_original`; no tensors are downloaded.
             mode (`str`, *optional*): another mode.
-            kwargs: `revision`, `token`, `cache_dir` and so on, as there.
+            kwargs: fields that overrule those found; `revision`, `token`, `cache_dir` and so on, as there.
 
         Raises:
             `ValueError`: a checkpoint whose pages are prepared by another class, or see `DeepEncoder.from_original`.
             `OSError`: there is no such source, or it cannot be reached.
         """
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.valid_kwargs.__annotations__}
         found = import_converter().load_original_image_processor(source, **kwargs)
         if type(found).__name__ != cls.__name__:
             raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
-        return cls.from_dict(found.to_dict(), mode=mode)
+        return cls.from_dict(found.to_dict(), mode=mode, **fields)
 
     def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Write `preprocessor_config.json`, which names code that lies beside it only; see transformers."""

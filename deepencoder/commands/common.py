@@ -18,7 +18,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .. import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from ..conversion.originals import load_original
+from ..conversion.originals import load_original, load_original_with_report
 
 __all__ = [
     "Dtype",
@@ -160,9 +160,14 @@ def load_model(source: Source | None, dtype: Dtype) -> Any:
         return demo if dtype is Dtype.auto else demo.to(getattr(torch, dtype.value))
     if source.is_original:
         try:
-            return DeepEncoder.from_original(source.model, dtype=dtype.value, **source.original_options)
+            loaded, report = load_original_with_report(
+                DeepEncoder, source.model, dtype=dtype.value, **source.original_options
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"--model {source.model!r} cannot be loaded: {one_line(error)}") from error
+        if report.initialized:
+            raise UserError(f"--model {source.model!r} lacks what would become {', '.join(report.initialized)}.")
+        return loaded
     config = load_config(source)
     if config.model_type != DeepEncoderConfig.model_type:
         raise UserError(

@@ -32,8 +32,9 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.onnx or FILE.pt2.")],
     format: Annotated[Format | None, typer.Option(help="Default: what FILE ends in.", show_default=False)] = None,
     mode: Annotated[
-        ViewMode, typer.Option(help="Of the pages. gundam is two graphs: base, and small for the tiles.")
-    ] = ViewMode("base"),
+        ViewMode | None,
+        typer.Option(help="Of the pages. Default: base. gundam is two graphs: base, and small for the tiles."),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pages in pixels, instead of a mode.")] = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -49,7 +50,11 @@ def export(
     loaded: Any = load_any_model(Source(model, trust_remote_code, revision), Dtype.float32)
     side = size
     if side is None:
-        side = loaded.config.image_size if loaded.config.model_type == "deepencoder_clip_vision" else SIDES[mode.value]
+        side = (
+            loaded.config.image_size
+            if loaded.config.model_type == "deepencoder_clip_vision"
+            else SIDES[mode.value if mode else "base"]
+        )
     try:
         facts = export_model(loaded, output, side, chosen)
     except (ImportError, OSError, ValueError) as error:

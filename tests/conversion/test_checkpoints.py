@@ -17,6 +17,7 @@ from deepencoder.conversion.checkpoints import (
     save_converted,
 )
 from deepencoder.conversion.layouts import LAYOUTS, Layout, recognize
+from deepencoder.conversion.originals import convert_to_folder
 from deepencoder.conversion.sizes import KNOWN_HEADS, infer_sam_config
 from deepencoder.conversion.sources import Checkpoint, open_checkpoint
 
@@ -237,3 +238,61 @@ def test_opening_reads_nothing(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert all(torch.equal(checkpoint[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_tensor_that_is_missing_inside_of_a_part(tmp_path: Path) -> None:
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
+    for name in ("sam_model.blocks.1.attn.qkv.weight", "vision_model.pre_layrnorm.bias", "sam_model.neck.0.weight"):
+        save_file({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="not whole"):
+            convert_checkpoint(tmp_path)
+
+
+def test_a_language_models_fields_are_not_the_towers(tmp_path: Path) -> None:
+    save_file(state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR), tmp_path / "model.safetensors")
+    fields = {"model_type": "x", "hidden_size": 192, "num_attention_heads": 6, "hidden_act": "silu"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = convert_checkpoint(tmp_path).model.config.clip_config
+    assert (config.hidden_act, config.num_attention_heads) == ("quick_gelu", 3)
+
+
+def test_open_clip_towers_that_are_built_otherwise(tmp_path: Path) -> None:
+    save_file(state_dict_there(build(layout_of("clip")), layout_of("clip")), tmp_path / "model.safetensors")
+    tower = {"width": 192, "norm_kwargs": {"eps": 1e-3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": tower}}))
+    config = convert_checkpoint(tmp_path).model.config
+    assert (config.layer_norm_eps, config.hidden_act) == (1e-3, "gelu")
+    for change in ({"pool_type": "avg"}, {"head_width": 0}, {"head_width": {}}, {"timm_model_name": "vit"}):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": tower | change}}))
+        with pytest.raises(ValueError, match=next(iter(change))):
+            convert_checkpoint(tmp_path)
+
+
+def test_narrower_dtypes(tmp_path: Path) -> None:
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
+    tensors["projector.layers.bias"][0] = 1e6
+    save_file(tensors, tmp_path / "model.safetensors")
+    report = convert_to_folder(tmp_path, tmp_path / "bf16", dtype="bfloat16")
+    assert report.dtype == "bfloat16" and report.not_finite == [] and len(report.dtype_changes) == len(tensors)
+    assert "outputs" in (report.verification or {}) or "has no Unlimited-OCR" in str(report.verification)
+    report = convert_to_folder(tmp_path, tmp_path / "fp16", dtype=torch.float16, verify=False)
+    assert report.not_finite == ["projector.layers.0.bias"]
+    for dtype in ("nonsense", torch.int8, "int8", 3):
+        with pytest.raises(ValueError, match="dtype"):
+            convert_checkpoint(tmp_path, dtype=dtype)
+
+
+def test_tensors_that_share_memory(tmp_path: Path) -> None:
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
+    tensors["view_seperator"] = tensors["image_newline"]
+    torch.save(tensors, tmp_path / "encoder.pth")
+    convert_to_folder(tmp_path / "encoder.pth", tmp_path / "target")
+    model = DeepEncoder.from_pretrained(tmp_path / "target")
+    assert torch.equal(model.view_separator, model.image_newline)
+
+
+@pytest.mark.parametrize("value", [3 * [None], torch.tensor(3), {}])
+def test_fields_that_are_no_values(value: Any, tmp_path: Path) -> None:
+    save_file(state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="num_attention_heads"):
+        convert_checkpoint(tmp_path, num_attention_heads=value)

@@ -205,3 +205,59 @@ def test_harmful_torchscript_archives(archive: tuple[Path, nn.Module]) -> None:
     path.write_bytes(whole)
     rewrite(path, lambda name, content: content[:50] if name.endswith("/data.pkl") else content)
     fails(path, "damaged")
+
+
+def test_what_trainers_write_beside_weights(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (tmp_path / name).write_bytes(pickle.dumps(Harmful()))
+    assert list(open_checkpoint(tmp_path)) == ["a"]
+    for name in ("model.safetensors", "model.fp16.safetensors", "open_clip_model.safetensors"):
+        save_file({"b": torch.zeros(1)}, tmp_path / name)
+    assert list(open_checkpoint(tmp_path)) == ["b"]
+
+
+def test_tensors_that_are_not_dense(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
+    dense = tensors["sam_model.blocks.0.mlp.lin1.weight"]
+    for other in (dense.to_sparse(), dense.to_sparse_csr(), dense.to("meta")):
+        torch.save(tensors | {"sam_model.blocks.0.mlp.lin1.weight": other}, tmp_path / "model.pth")
+        fails(tmp_path / "model.pth", "lin1.weight is not a dense tensor")
+    torch.save(tensors | {"sam_model.net_2.weight": torch.zeros(())}, tmp_path / "model.pth")
+    fails(tmp_path / "model.pth", "compressor")
+    torch.save(tensors | {"\ud800": torch.zeros(1)}, tmp_path / "model.pth")
+    fails(tmp_path / "model.pth", "no text")
+
+
+def test_a_refused_pickle_says_what_it_wants(tmp_path: Path) -> None:
+    torch.save({"args": Path("x"), "state_dict": {}}, tmp_path / "model.pth")
+    fails(tmp_path / "model.pth", r"it wants pathlib\.")
+
+
+CONFIGS = [
+    ("config.json", {"model_type": []}),
+    ("config.json", {"model_type": {}, "vision_config": 3}),
+    ("config.json", {"vision_config": {"width": {"clip": {"width": 192, "heads": 0}}}}),
+    ("config.json", {"vision_config": {"hidden_size": 192, "num_attention_heads": "x"}}),
+    ("config.json", {"candidate_resolutions": [[None]]}),
+    ("config.json", {"candidate_resolutions": [[[1]]]}),
+    ("config.json", {"candidate_resolutions": [[float("inf")]]}),
+    ("preprocessor_config.json", {"size": {"height": "a", "width": None}}),
+    ("preprocessor_config.json", {"size": {"height": 640, "width": 640}, "background_color": "red"}),
+    ("preprocessor_config.json", {"size": {"height": 640, "width": 640}, "image_mean": "x"}),
+    ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5], "image_std": [0, 0, 0]}),
+    ("processor_config.json", {"image_processor": {"size": {"height": [], "width": 1}}}),
+    ("model.safetensors.index.json", {"weight_map": {}}),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), CONFIGS)
+def test_damaged_files_beside_the_tensors(name: str, content: Any, tmp_path: Path) -> None:
+    save_file(state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR), tmp_path / "model.safetensors")
+    (tmp_path / name).write_text(json.dumps(content))
+    try:
+        convert_checkpoint(tmp_path)
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert name == "config.json" and not isinstance(content.get("model_type"), str)

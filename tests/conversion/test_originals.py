@@ -54,10 +54,26 @@ def test_options_of_from_pretrained_are_taken(tmp_path: Path) -> None:
 
 def test_the_file_may_go_when_the_model_is_there(tmp_path: Path) -> None:
     expected = write(tmp_path, "deepseek-ocr")
+    torch.save(state_dict_there(expected, DEEPSEEK_OCR), tmp_path / "model.pth")
+    from_pickle = DeepEncoder.from_original(tmp_path / "model.pth")
+    with open(tmp_path / "model.pth", "r+b") as file:
+        file.write(bytes((tmp_path / "model.pth").stat().st_size))
+    assert_same(from_pickle, expected)
     model = DeepEncoder.from_original(tmp_path)
     with open(tmp_path / "model.safetensors", "r+b") as file:
         file.write(bytes((tmp_path / "model.safetensors").stat().st_size))
     assert_same(model, expected)
+
+
+def test_verification_can_be_demanded(tmp_path: Path) -> None:
+    pytest.importorskip("transformers.models.unlimited_ocr")
+    expected = write(tmp_path, "deepseek-ocr")
+    assert_same(DeepEncoder.from_original(tmp_path, verify=True), expected)
+    tensors = state_dict_there(expected, DEEPSEEK_OCR)
+    tensors["image_newline"][0] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="cannot be verified"):
+        DeepEncoder.from_original(tmp_path, verify=True)
 
 
 def test_a_converted_model_is_like_any_other(tmp_path: Path) -> None:
@@ -95,6 +111,9 @@ def test_the_mode_is_the_one_that_the_configuration_names(
     if mode is None:
         assert processor.size["height"] == 800 and processor.do_pad
     assert DeepEncoderImageProcessor.from_original(tmp_path, mode="tiny").mode == "tiny"
+    assert DeepEncoderImageProcessor.from_original(tmp_path, max_patches=5).max_patches == 5
+    with pytest.raises(TypeError, match="revison"):
+        DeepEncoderImageProcessor.from_original(tmp_path, revison="main")
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,25 @@ def test_got_ocr_2(naming: str, tmp_path: Path) -> None:
     report_difference(f"GOT-OCR-2.0, {naming}", conversion.model(pixels).last_hidden_state, theirs)
 
 
+@torch.no_grad()
+def test_fields_that_a_file_leaves_out_are_transformers_defaults(tmp_path: Path) -> None:
+    """transformers 4 wrote what differs from its defaults only."""
+    peer: Any = randomize(
+        transformers.CLIPVisionModel(transformers.CLIPVisionConfig(num_hidden_layers=1, hidden_act="gelu"))
+    )
+    peer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "hidden_act": "gelu"}))
+    model = convert_checkpoint(tmp_path).model
+    assert model.config.hidden_act == "gelu"
+    pixels = torch.randn(1, 3, 224, 224)
+    report_difference("CLIPVisionModel", model(pixels).last_hidden_state, peer(pixels).last_hidden_state)
+
+
 @pytest.mark.parametrize("model_class", ["SamModel", "SamVisionModel"])
 @torch.no_grad()
 def test_sam(model_class: str, tmp_path: Path) -> None:
     module = module_of("sam")
-    vision = transformers.SamVisionConfig(**SAM)
+    vision = transformers.SamVisionConfig(**SAM, layer_norm_eps=1e-2, hidden_act="relu")
     decoder = {"hidden_size": 16, "mlp_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     whole = transformers.SamConfig(
         vision_config=vision,

@@ -24,10 +24,12 @@ from deepencoder import (
     SamEncoderConfig,
 )
 from deepencoder.conversion import remote
+from deepencoder.conversion.checkpoints import plan_conversion
 from deepencoder.conversion.files import StoredTensor
 from deepencoder.conversion.layouts import LAYOUTS
 from deepencoder.conversion.originals import convert_to_folder
 from deepencoder.conversion.remote import HubOptions, RangesNotServedError, looks_like_hub_id, plan_parts
+from deepencoder.conversion.sources import open_checkpoint
 
 from ..conftest import ROOT, randomize
 from ..hub_server import COMMIT, Hub
@@ -232,7 +234,7 @@ def test_private_missing_and_damaged_models(
     empty.mkdir()
     (empty / "README.md").write_text("nothing")
     hub.repos["some/empty"] = empty
-    with pytest.raises(OSError, match="neither safetensors nor"):
+    with pytest.raises(OSError, match="some/empty has no safetensors"):
         DeepEncoder.from_original("some/empty", **cache)
 
 
@@ -297,8 +299,65 @@ def test_tensors_side_by_side_are_one_request() -> None:
         ("../a", False),
         ("~/a", False),
         ("a/b/c", False),
+        ("nothere.pth", False),
+        ("nothere.safetensors", False),
         ("", False),
     ],
 )
 def test_what_looks_like_a_hub_id(name: str, expected: bool) -> None:
     assert looks_like_hub_id(name) is expected
+
+
+def test_damaged_caches_heal(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:
+    plan = plan_conversion(open_checkpoint(REPO, HubOptions(**cache)))
+    plan.state_dict()
+    for part in Path(cache["cache_dir"]).rglob("parts/*.safetensors"):
+        part.write_bytes(part.read_bytes()[:-10])
+    assert_same(DeepEncoder.from_original(REPO, **cache), original)
+    (kept,) = Path(cache["cache_dir"]).rglob("v1/model.safetensors")
+    for damage in (lambda: kept.write_bytes(b"short"), lambda: kept.with_name("preprocessor_config.json").unlink()):
+        damage()
+        hub.forget()
+        assert_same(DeepEncoder.from_original(REPO, **cache), original)
+        assert sent_weights(hub) > size_of(original)
+
+
+def test_verification_can_be_demanded_afterwards(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:
+    pytest.importorskip("transformers.models.unlimited_ocr")
+    for verify, known in ((False, False), (None, False), (True, True), (False, True)):
+        DeepEncoder.from_original(REPO, verify=verify, **cache)
+        (report,) = Path(cache["cache_dir"]).rglob("v1/conversion_report.json")
+        assert ("outputs" in json.loads(report.read_text())["verification"]) == known
+
+
+def test_a_finished_conversion_is_used_by_convert(
+    hub: Hub, original: DeepEncoder, cache: dict[str, Any], tmp_path: Path
+) -> None:
+    DeepEncoder.from_original(REPO, **cache)
+    hub.forget()
+    convert_to_folder(REPO, tmp_path / "target", HubOptions(**cache, local_files_only=True))
+    assert sent_weights(hub) == 0
+    assert_same(DeepEncoder.from_pretrained(tmp_path / "target"), original)
+
+
+def test_another_class_is_refused_before_the_download(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="deepencoder_sam"):
+        SamEncoder.from_original(REPO, **cache)
+    assert sent_weights(hub) < 20_000
+
+
+def test_two_processes_at_once(hub: Hub, original: DeepEncoder, tmp_path: Path) -> None:
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "deepencoder", "convert", REPO, str(tmp_path / f"target-{number}")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for number, process in enumerate(processes):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert_same(DeepEncoder.from_pretrained(tmp_path / f"target-{number}"), original)

@@ -58,8 +58,6 @@ def other_bytes(path: Path, encoder: set[str]) -> bytes:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.slug)
 def test_there_and_back_is_bit_exact(layout: Layout, tmp_path: Path) -> None:
-    if layout.pixels == "sam":
-        pytest.skip("a plain SAM has no compressor to go back to")
     original = tmp_path / "original"
     if layout.claims == ("",):
         original.mkdir()
@@ -177,6 +175,9 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
             restore_checkpoint(tmp_path / encoder, source, tmp_path / "back", to)
         assert len(str(error.value).splitlines()) == 1
         assert {path.name for path in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match="inside of ORIGINAL"):
+        restore_checkpoint(tmp_path / "encoder", original, original / "new" / "back", "deepseek-ocr")
+    assert not (original / "new").exists()
     with pytest.raises(FileExistsError, match="tiny"):
         restore_checkpoint(tmp_path / "encoder", original, tmp_path / "tiny", "deepseek-ocr")
     with pytest.raises(FileNotFoundError, match="gone"):

@@ -76,22 +76,10 @@ def test_a_wrong_table_is_found_out(
     assert report.verification == {"not_run": "not wanted"}
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"sam_model.neck.0.weight": float("nan")}, "not finite"),
-        ({"sam_model.blocks.0.norm1.weight": None}, "newly initialised"),
-    ],
-)
-def test_what_cannot_be_verified_is_converted_and_says_so(
-    change: dict[str, float | None], reason: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_verified_is_converted_and_says_so(tmp_path: Path) -> None:
+    reason = "not finite"
     tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
-    for name, value in change.items():
-        if value is None:
-            del tensors[name]
-        else:
-            tensors[name][0, 0] = value
+    tensors["sam_model.neck.0.weight"][0, 0] = float("nan")
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=reason):
         convert_to_folder(tmp_path, tmp_path / "target", verify=True)
