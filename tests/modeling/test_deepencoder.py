@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
+from accelerate import cpu_offload, disk_offload, dispatch_model
 from transformers import AutoModel
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, SamEncoder
@@ -349,24 +349,3 @@ def test_device_map_with_disk_offload(tiny_model: DeepEncoder, tmp_path: Path) -
     assert_same(placed(**inputs), expected, atol=0, rtol=0)
     dispatched = dispatch_model(tiny_model, device_map=device_map, offload_dir=tmp_path / "dispatch")
     assert_same(dispatched(**inputs), expected, atol=0, rtol=0)
-
-
-@torch.no_grad()
-def test_automatic_device_map_with_little_memory(tiny_model: DeepEncoder, tmp_path: Path) -> None:
-    inputs = page_inputs([(2, 1)], size=192)
-    tiny_model.save_pretrained(tmp_path / "model")
-    placed = AutoModel.from_pretrained(
-        tmp_path / "model", device_map="auto", max_memory={"cpu": "250KB"}, offload_folder=tmp_path / "offload"
-    )
-    assert {"cpu", "disk"} <= set(placed.hf_device_map.values())
-    assert_same(placed(**inputs), tiny_model(**inputs), atol=0, rtol=0)
-
-
-def test_no_block_is_split() -> None:
-    with torch.device("meta"):
-        model = DeepEncoder(DeepEncoderConfig())
-    budget = {0: "500MB", 1: "500MB", 2: "900MB", "cpu": "4GB"}
-    placement = infer_auto_device_map(model, max_memory=budget, no_split_module_classes=model._no_split_modules)
-    assert len(set(placement.values())) > 1
-    inside = [name for name in placement if ".layers." in name and name.count(".") > 2]
-    assert inside == []
