@@ -20,6 +20,7 @@ from torch import nn
 
 from ..modeling import ClipVisionEncoder, DeepEncoder, SamEncoder
 from ..modeling.positions import resize_position_grid, resize_relative_positions
+from .checkpoints import MODELS
 from .hub import package_version
 
 __all__ = ["FORMATS", "OPSET", "TOLERANCE", "export_model", "fix_image_size"]
@@ -140,6 +141,24 @@ def _describe(model: Any, image_size: int, format: str) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
 
 
+def _check_exportable(model: Any) -> None:
+    """Raise `ValueError` for a model that is not just one of the three classes with its weights at hand."""
+    name = type(model).__name__
+    model_class = MODELS.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if model_class is None or name != model_class.__name__:
+        raise ValueError(f"A {name} cannot be exported, but a {', '.join(item.__name__ for item in MODELS.values())}.")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(f"A quantised {name} cannot be exported: export it as it was before.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"A {name} whose weights are offloaded cannot be exported: load it without a device map.")
+    if not getattr(model.config, "use_patch_embedding", True):
+        raise ValueError(f"A {name} without patch embedding takes no pixels: export the DeepEncoder that it is of.")
+    with torch.device("meta"):
+        names = set(model_class(model.config).state_dict())
+    if set(model.state_dict()) != names:
+        raise ValueError(f"The {name} has other weights than its configuration says: merge adapters into it before.")
+
+
 @torch.no_grad()
 def _check(model: nn.Module, run: Any, shape: tuple[int, ...]) -> float:
     """Compare a graph with the model, for one image and for three; returns the largest difference."""
@@ -174,6 +193,8 @@ def export_model(model: Any, path: str | Path, image_size: int, format: str = "o
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}.")
     path = Path(path)
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    _check_exportable(model)
     # CLIP's sdpa is transformers', which exports with the strides of the kernel that it was traced with.
     attention: Any = {"deepencoder": {"sam_config": "sdpa", "clip_config": "eager"}, "deepencoder_sam": "sdpa"}
     view = _View(fix_image_size(model, image_size, attention.get(model.config.model_type, "eager")))
@@ -184,13 +205,18 @@ def export_model(model: Any, path: str | Path, image_size: int, format: str = "o
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         temporary = Path(folder) / path.name
         write = _write_onnx if format == "onnx" else _write_torch
-        difference = write(view, shape, temporary, facts)
+        # Against the model as it was given, where that computes in float32, too.
+        parameter = next(model.parameters())
+        plain = parameter.dtype == torch.float32 and parameter.device.type == "cpu" and not model.training
+        difference = write(view, _View(model) if plain else view, shape, temporary, facts)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):  # the graph last
             os.replace(file, path.parent / file.name)
     return {**facts, "max_difference": difference}
 
 
-def _write_onnx(view: _View, shape: tuple[int, ...], path: Path, facts: dict[str, str]) -> float | None:
+def _write_onnx(
+    view: _View, reference: _View, shape: tuple[int, ...], path: Path, facts: dict[str, str]
+) -> float | None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -217,7 +243,7 @@ def _write_onnx(view: _View, shape: tuple[int, ...], path: Path, facts: dict[str
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _check(view, lambda pixels: session.run(names, {"pixel_values": pixels.numpy()}), shape)
+    return _check(reference, lambda pixels: session.run(names, {"pixel_values": pixels.numpy()}), shape)
 
 
 @contextmanager
@@ -231,8 +257,8 @@ def _silenced(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _write_torch(view: _View, shape: tuple[int, ...], path: Path, facts: dict[str, str]) -> float:
+def _write_torch(view: _View, reference: _View, shape: tuple[int, ...], path: Path, facts: dict[str, str]) -> float:
     dynamic_shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
     program = torch.export.export(view, (torch.zeros(2, *shape),), dynamic_shapes=dynamic_shapes)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts)})
-    return _check(view, torch.export.load(path).module(), shape)
+    return _check(reference, torch.export.load(path).module(), shape)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
@@ -23,10 +23,10 @@ from ..configuration.sharing import flat_name
 from ..processing import DeepEncoderImageProcessor
 from ..processing.visualization import draw_encoding
 from .checkpoints import MODELS
-from .model_card import make_model_card
+from .model_card import CARD_MARK, make_model_card
 from .payload import export_code
 
-__all__ = ["collect_repository", "complete_folder", "push_folder", "push_model"]
+__all__ = ["check_shareable", "collect_repository", "complete_folder", "push_folder", "push_model", "push_part"]
 
 CARD_NAME, PICTURE_NAME = "README.md", "encoding.png"
 SAMPLE_PAGE = Path(__file__).with_name("sample_page.png")
@@ -66,11 +66,13 @@ def _default_processor(config: Any) -> DeepEncoderImageProcessor:
 @torch.no_grad()
 def _draw_sample(model: Any) -> bytes:
     """Draw the sample page as the encoder sees it, to a PNG."""
-    processor: Any = DeepEncoderImageProcessor(size={"height": SAMPLE_SIDE, "width": SAMPLE_SIDE}, do_pad=True)
+    side = SAMPLE_SIDE - SAMPLE_SIDE % model.config.sam_config.total_stride
+    processor: Any = DeepEncoderImageProcessor(size={"height": side, "width": side}, do_pad=True)
     inputs = processor(SAMPLE_PAGE, return_tensors="pt")
-    training = model.training
+    training = {part: part.training for part in model.modules()}  # a half may be frozen
     outputs = model.eval()(inputs["pixel_values"].to(model.device))
-    model.train(training)
+    for part, flag in training.items():
+        part.training = flag
     side = round(outputs.last_hidden_state.shape[1] ** 0.5)
     pixels = ((inputs["pixel_values"][0] * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     drawing = draw_encoding(Image.fromarray(pixels), outputs.last_hidden_state[0].unflatten(0, (side, side)))
@@ -96,24 +98,47 @@ def _generate(
     files = {CONFIG_NAME: _dump(fields | {"auto_map": names})}
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
         processor = _read_json(folder / IMAGE_PROCESSOR_NAME)
-    else:
+    elif getattr(config, "use_patch_embedding", True):
         processor = _default_processor(config).to_dict()
+    else:
+        processor = {}  # it takes no pixels
     if processor.get("image_processor_type") == DeepEncoderImageProcessor.__name__:
         processor = processor | {"auto_map": {"AutoImageProcessor": flat_name(DeepEncoderImageProcessor)}}
-    files[IMAGE_PROCESSOR_NAME] = _dump(processor)
+    if processor:
+        files[IMAGE_PROCESSOR_NAME] = _dump(processor)
     files |= {name: text.encode() for name, text in export_code(model_type, package_version()).items()}
-    if (folder / CARD_NAME).is_file():
+    if (folder / CARD_NAME).is_file() and CARD_MARK not in (folder / CARD_NAME).read_text(encoding="utf-8"):
         return files  # somebody wrote it
-    if model_type == "deepencoder":
+    if model_type == "deepencoder" and config.sam_config.num_channels == 3:
         if model is None or any(parameter.is_meta for parameter in model.parameters()):
             model = AutoModel.from_pretrained(folder)
         files[PICTURE_NAME] = _draw_sample(model)
     with torch.device("meta"):
         num_parameters = MODELS[model_type](config).num_parameters()
     picture = PICTURE_NAME if PICTURE_NAME in files else None
-    card = make_model_card(folder, model_type, num_parameters, repo_id, tags, license, picture)
+    card = make_model_card(folder, config, num_parameters, repo_id, tags, license, picture)
     files[CARD_NAME] = str(card).encode()
     return files
+
+
+def is_weights(name: str) -> bool:
+    """Tell whether a file is a model's weights, or their index."""
+    return name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin", ".index.json"))
+
+
+def check_shareable(model: Any) -> None:
+    """Insist that the code of this package is all that a model takes to load.
+
+    Raises:
+        `ValueError`: a subclass, whose code is elsewhere; adapters; a quantised model.
+    """
+    name = type(model).__name__
+    if type(model) is not MODELS.get(model.config.model_type):
+        raise ValueError(f"A {name} cannot be shared with this package's code, of which it is not.")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"A {name} with adapters cannot be shared with its code: merge them, or push them alone.")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(f"A quantised {name} cannot be shared: it would not load again. Share it as it was before.")
 
 
 def complete_folder(folder: str | Path, model: Any = None, license: str | None = None) -> None:
@@ -145,6 +170,8 @@ def collect_repository(
     """
     folder = Path(folder)
     generated = _generate(folder, model, repo_id, tags, license)
+    if not any(is_weights(path.name) for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds no weights.")
     files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
     return dict(sorted((files | generated).items()))
 
@@ -182,20 +209,92 @@ def push_folder(
     """
     if files is None:
         files = collect_repository(folder, repo_id, tags, license)
+    files = dict(files)
     api = HfApi(token=token)
-    created = api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None and not create_pr:
-        api.create_branch(created.repo_id, branch=revision, exist_ok=True)
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    commit = api.create_commit(
-        created.repo_id,
-        operations,
+    repo_id = _prepare(api, repo_id, private, None if create_pr else revision)
+    there = set(api.list_repo_files(repo_id, revision=revision))
+
+    def read_there(name: str) -> str:
+        return Path(hf_hub_download(repo_id, name, revision=revision, token=token)).read_text(encoding="utf-8")
+
+    if CARD_NAME in there and isinstance(files.get(CARD_NAME), bytes) and CARD_MARK not in read_there(CARD_NAME):
+        files.pop(CARD_NAME)  # somebody wrote it
+        files.pop(PICTURE_NAME, None)
+    if IMAGE_PROCESSOR_NAME in there and not (Path(folder) / IMAGE_PROCESSOR_NAME).is_file():
+        kept = json.loads(read_there(IMAGE_PROCESSOR_NAME))  # rather than the default
+        if kept.get("image_processor_type") == DeepEncoderImageProcessor.__name__:
+            kept["auto_map"] = {"AutoImageProcessor": flat_name(DeepEncoderImageProcessor)}
+        files[IMAGE_PROCESSOR_NAME] = _dump(kept)
+    superseded = sorted(name for name in there - set(files) if is_weights(name))
+    return _commit(
+        api,
+        repo_id,
+        files,
+        superseded,
         commit_message=commit_message or "Upload model",
         commit_description=commit_description,
         revision=revision,
         create_pr=create_pr,
     )
-    return str(commit.commit_url)
+
+
+def _prepare(api: HfApi, repo_id: str, private: bool | None, branch: str | None) -> str:
+    created = api.create_repo(repo_id, private=private, exist_ok=True)
+    if branch is not None:
+        api.create_branch(created.repo_id, branch=branch, exist_ok=True)
+    return created.repo_id
+
+
+def _commit(
+    api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], superseded: Sequence[str] = (), **options: Any
+) -> str:
+    operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
+    operations += [CommitOperationDelete(name) for name in superseded]
+    return str(api.create_commit(repo_id, operations, **options).commit_url)
+
+
+def push_part(
+    part: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    **ignored: Any,
+) -> str:
+    """Upload a configuration or an image processor, with the code that reads it.
+
+    Args:
+        part: of this package.
+        repo_id, private, token, revision, create_pr, commit_message, commit_description: see [`push_folder`].
+        ignored: what transformers' `push_to_hub` takes for models only.
+
+    Returns:
+        the address of the commit.
+    """
+    model_type = getattr(part, "model_type", "deepencoder")
+    code = export_code(model_type, package_version())
+    name = part._shared_as[1]
+    with tempfile.TemporaryDirectory() as folder:
+        part.save_pretrained(folder)
+        fields = _read_json(Path(folder) / name)
+    names = {part._shared_as[0]: flat_name(type(part))}
+    if name == CONFIG_NAME:
+        names["AutoModel"] = flat_name(MODELS[model_type])
+    api = HfApi(token=token)
+    repo_id = _prepare(api, repo_id, private, None if create_pr else revision)
+    return _commit(
+        api,
+        repo_id,
+        {name: _dump(fields | {"auto_map": names})} | {file: text.encode() for file, text in code.items()},
+        commit_message=commit_message or f"Upload {name}",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
 
 
 def push_model(model: Any, repo_id: str, *, max_shard_size: int | str | None = None, **kwargs: Any) -> str:
@@ -207,6 +306,7 @@ def push_model(model: Any, repo_id: str, *, max_shard_size: int | str | None = N
         max_shard_size: as in transformers' `save_pretrained`.
         kwargs: of [`push_folder`].
     """
+    check_shareable(model)
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     kwargs["tags"] = kwargs.get("tags") or ()
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,10 @@ from ..processing.image_processing import MODES
 from .checkpoints import REPORT_NAME
 from .remote import looks_like_hub_id
 
-__all__ = ["make_model_card"]
+__all__ = ["CARD_MARK", "make_model_card"]
+
+# By which a card that nobody has written over is known.
+CARD_MARK = "<!-- written by deepencoder -->"
 
 TAGS = ("deepencoder", "ocr", "vision", "document")
 WHAT = {
@@ -36,6 +39,14 @@ RESULTS = {
     "deepencoder_sam": "outputs.last_hidden_state",
     "deepencoder_clip_vision": "outputs.pooler_output",
 }
+
+
+def _what(config: Any) -> str:
+    if config.model_type == "deepencoder_sam" and not config.downsample_channels:
+        return "A SAM image encoder: pixels to a map of features."
+    if not getattr(config, "use_patch_embedding", True):
+        return "The CLIP half of a DeepEncoder: a map of features to tokens and a class token."
+    return WHAT[config.model_type]
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def _conversion(report: Mapping[str, Any]) -> str:
 
 def make_model_card(
     folder: Path,
-    model_type: str,
+    config: Any,
     num_parameters: int,
     repo_id: str | None = None,
     tags: Sequence[str] = (),
@@ -90,7 +101,7 @@ def make_model_card(
 
     Args:
         folder: where it is saved; a `conversion_report.json` there tells where it came from.
-        model_type: of its configuration.
+        config: its configuration.
         num_parameters: how many it has.
         repo_id: where it will be; a placeholder where that is not known.
         tags: more tags.
@@ -98,6 +109,7 @@ def make_model_card(
             it tells; else Apache-2.0 for weights that were not converted, and `"other"` for those that were.
         picture: name of a picture beside the card.
     """
+    model_type = config.model_type
     report = read_report(folder)
     source = str(report.get("source", ""))
     base_model = source if report.get("commit") and looks_like_hub_id(source) else None
@@ -113,16 +125,20 @@ def make_model_card(
     model = repo_id or "this/repository"
     parts = [
         f"# {model.rpartition('/')[2] if repo_id else name}",
-        WHAT[model_type],
+        _what(config),
         f"{num_parameters:,} parameters. Model type `{model_type}`.",
     ]
     if picture is not None:
         parts.append(f"![A sample page, and what the encoder makes of it]({picture})")
         parts.append("*A sample page with its token grid, and the features of each token as colours.*")
+    takes_pixels = getattr(config, "use_patch_embedding", True)
+    processor = f'processor = AutoImageProcessor.from_pretrained("{model}"{{trust}})\n' if takes_pixels else ""
+    forward = 'outputs = model(**processor("page.png", return_tensors="pt"))'
+    if not takes_pixels:
+        forward = "outputs = model(patch_embeds=feature_map)  # (batch, hidden, height, width)"
     usage = f"""\
-processor = AutoImageProcessor.from_pretrained("{model}"{{trust}})
-model = AutoModel.from_pretrained("{model}"{{trust}}).eval()
-outputs = model(**processor("page.png", return_tensors="pt"))
+{processor}model = AutoModel.from_pretrained("{model}"{{trust}}).eval()
+{forward}
 features = {RESULTS[model_type]}"""
     parts += [
         "## Use",
@@ -139,4 +155,4 @@ features = {RESULTS[model_type]}"""
         parts += ["## Modes", _modes(), 'Choose one with `processor(page, mode="gundam", return_tensors="pt")`.']
     if report:
         parts += ["## Conversion", _conversion(report)]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join([*parts, CARD_MARK]) + "\n")

@@ -4,7 +4,6 @@ Unusual: pixels equal Pillow's own `ImageOps.pad` and `resize` to the last bit, 
 torchvision is not needed. A mode is only a named set of the ordinary fields.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
 
-from ..configuration.sharing import flat_name, import_converter, settle_auto_map
+from ..configuration.sharing import SharedPart, import_converter
 from .images import flatten_images, to_rgb
 from .tiling import choose_tile_grid, count_image_tokens
 
@@ -77,7 +76,7 @@ class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
     downsample_ratio: int
 
 
-class DeepEncoderImageProcessor(PilBackend):
+class DeepEncoderImageProcessor(SharedPart, PilBackend):
     r"""Prepares pages for a [`DeepEncoder`], as DeepSeek-OCR does.
 
     | mode | global view | tiles |
@@ -95,6 +94,7 @@ class DeepEncoderImageProcessor(PilBackend):
             `do_pad` an image keeps its aspect ratio and is padded to it, without it is squashed.
     """
 
+    _shared_as = ("AutoImageProcessor", IMAGE_PROCESSOR_NAME)
     valid_kwargs = DeepEncoderImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_values_local", "patches_grid", "num_local_patches"]
 
@@ -141,13 +141,6 @@ class DeepEncoderImageProcessor(PilBackend):
         if type(found).__name__ != cls.__name__:
             raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
         return cls.from_dict(found.to_dict(), mode=mode, **fields)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Write `preprocessor_config.json`, which names code that lies beside it only; see transformers."""
-        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        path = Path(save_directory) / IMAGE_PROCESSOR_NAME
-        settle_auto_map(path, AutoImageProcessor=flat_name(type(self)))
-        return files
 
     @property
     def mode(self) -> str | None:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,7 +61,7 @@ class Hub:
         first = revision in (None, "main", COMMIT) and repo_id in self.repos
         return found or ((COMMIT, self.repos[repo_id]) if first else None)
 
-    def commit(self, repo_id: str, branch: str, files: dict[str, bytes]) -> str:
+    def commit(self, repo_id: str, branch: str, files: dict[str, bytes], deleted: Sequence[str] = ()) -> str:
         """Add a commit to a branch."""
         parent = self.find(repo_id, branch)
         assert parent is not None
@@ -71,6 +71,8 @@ class Hub:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
+        for name in deleted:
+            (folder / name).unlink()
         self.revisions[repo_id, branch] = self.revisions[repo_id, sha] = (sha, folder)
         return sha
 
@@ -215,7 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
                 contents[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
                 contents[value["path"]] = (hub.folder / value["oid"]).read_bytes()
-        sha = hub.commit(repo_id, revision, contents)
+        deleted = [operation["value"]["path"] for operation in operations if operation["key"] == "deletedFile"]
+        sha = hub.commit(repo_id, revision, contents, deleted)
         self._json({"success": True, "commitOid": sha, "commitUrl": f"{hub.url}/{repo_id}/commit/{sha}"})
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import (
     ClipVisionEncoder,
@@ -64,6 +65,7 @@ def check(source, **options):
     assert "pixel_values" in page
     return config, model, processor
 
+push = options.pop("push", False)
 config, model, processor = check(source, **options)
 for name, save in {"model": model, "config": config}.items():
     save.save_pretrained(folder / name)
@@ -73,6 +75,15 @@ for name in ("model", "config"):
     for file in (folder / name).glob("*config.json"):
         for value in json.loads(file.read_text()).get("auto_map", {}).values():
             assert (folder / name / f"{value.split('.')[0]}.py").is_file(), (name, file.name, value)
+model_type = {"DeepEncoder": "sam_encoder"}.get(type(model).__name__)
+if model_type is not None:  # a half takes its code along, too
+    getattr(model, model_type).save_pretrained(folder / "half")
+    half = AutoModel.from_pretrained(folder / "half", trust_remote_code=True)
+    assert type(half).__name__ == "SamEncoder"
+if push:
+    for part in (model, processor, config):
+        part.push_to_hub("me/again", token="hf_secret")
+    check("me/again")
 pipe = pipeline("image-feature-extraction", model=source, trust_remote_code=True, **options)
 print("pipeline", torch.tensor(pipe(Image.new("RGB", (100, 60)))).shape)
 try:
@@ -134,7 +145,8 @@ def test_push_and_load_elsewhere(kind: str, hub: Hub, tmp_path: Path) -> None:
     address = model.push_to_hub("some/shared", token=hub.token, tags=["mine"])
     assert address.startswith(f"{hub.url}/some/shared/commit/")
     save_expected(model, tmp_path)
-    assert_done(run_elsewhere("some/shared", tmp_path, {"HF_ENDPOINT": hub.url}))
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"}
+    assert_done(run_elsewhere("some/shared", tmp_path, environment, push=True))
     # Offline, after the first time.
     assert_done(run_elsewhere("some/shared", tmp_path, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}))
     card = ModelCard((hub.find("some/shared", None) or ("", Path()))[1].joinpath("README.md").read_text())
@@ -215,3 +227,74 @@ def test_the_revision_is_the_one_that_was_asked_for(hub: Hub) -> None:
     model.push_to_hub("some/model", token=hub.token, revision="other")
     first, second = hub.find("some/model", "main"), hub.find("some/model", "other")
     assert first is not None and second is not None and COMMIT not in (first[0], second[0]) and first != second
+
+
+def test_parts_that_are_pushed_later(hub: Hub, tmp_path: Path) -> None:
+    """An image processor and a configuration take their code along, and leave the repository loadable."""
+    model: Any = randomize(MODELS["sam"]())
+    save_expected(model, tmp_path)
+    model.push_to_hub("some/model", token=hub.token, max_shard_size="50KB")
+    processor = DeepEncoderImageProcessor(mode="tiny")
+    processor.push_to_hub("some/model", token=hub.token)
+    model.config.push_to_hub("some/model", token=hub.token)
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+    assert_done(run_elsewhere("some/model", tmp_path, environment))
+    card = hub.find("some/model", None)
+    assert card is not None
+    hub.commit("some/model", "main", {"README.md": b"my own words"})
+    model.push_to_hub("some/model", token=hub.token)
+    found = hub.find("some/model", None)
+    assert found is not None
+    assert (found[1] / "README.md").read_text() == "my own words"
+    assert json.loads((found[1] / "preprocessor_config.json").read_text())["size"]["height"] == 512
+    assert not list(found[1].glob("model-*"))  # the shards of the first push
+    assert set(all_auto_maps_lead_somewhere(found[1])) == {"AutoConfig", "AutoModel", "AutoImageProcessor"}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_saving_and_pushing_in_one(kind: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = MODELS[kind]()
+    options = {"push_to_hub": True, "token": hub.token}
+    model.save_pretrained(tmp_path / "a", repo_id="w/model", tags=["mine"], **options)
+    DeepEncoderImageProcessor(mode="tiny").save_pretrained(tmp_path / "b", repo_id="w/processor", **options)
+    model.config.save_pretrained(tmp_path / "c", repo_id="w/config", **options)
+    for repo, names in (
+        ("w/model", {"AutoConfig", "AutoModel", "AutoImageProcessor"}),
+        ("w/processor", {"AutoImageProcessor"}),
+        ("w/config", {"AutoConfig", "AutoModel"}),
+    ):
+        found = hub.find(repo, None)
+        assert found is not None and set(all_auto_maps_lead_somewhere(found[1])) == names
+    for folder in ("a", "b", "c"):
+        assert all_auto_maps_lead_somewhere(tmp_path / folder) == {}
+    found = hub.find("w/model", None)
+    assert found is not None
+    card = ModelCard((found[1] / "README.md").read_text())
+    assert "w/model" in card.text and "mine" in (card.data.tags or [])
+
+
+def test_a_card_of_ours_is_renewed(hub: Hub, tmp_path: Path) -> None:
+    MODELS["deepencoder"]().save_pretrained(tmp_path, self_contained=True)
+    MODELS["sam"]().save_pretrained(tmp_path, self_contained=True)
+    assert "Model type `deepencoder_sam`" in (tmp_path / "README.md").read_text()
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    class Mine(SamEncoder):
+        pass
+
+    model: Any = Mine(SamEncoderConfig.tiny())
+    adapted: Any = MODELS["clip"]()
+    peft = pytest.importorskip("peft")
+    adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["qkv_proj"]))
+    for refused, words in ((model, "Mine"), (adapted, "adapters")):
+        with pytest.raises(ValueError, match=words):
+            refused.save_pretrained(tmp_path / "refused", self_contained=True)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_which_part_is_in_training_stays_so(tmp_path: Path) -> None:
+    model: Any = MODELS["deepencoder"]().train()
+    model.sam_encoder.eval()
+    model.save_pretrained(tmp_path, self_contained=True)
+    assert model.training and model.clip_encoder.training and not model.sam_encoder.training

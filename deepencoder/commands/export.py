@@ -46,8 +46,12 @@ def export(
     """
     suffixes = tuple(FORMATS.values()) if format is None else (FORMATS[format.value],)
     check_target(output, "FILE", suffixes)
+    if mode is not None and size is not None:
+        raise UserError("export takes --mode or --size, not both.")
     chosen = next(name for name, suffix in FORMATS.items() if suffix == output.suffix.lower())
     loaded: Any = load_any_model(Source(model, trust_remote_code, revision), Dtype.float32)
+    if mode is not None and loaded.config.model_type == "deepencoder_clip_vision":
+        raise UserError("--mode is for pages; a tower has its own size, or --size.")
     side = size
     if side is None:
         side = (

@@ -122,3 +122,25 @@ def test_on_the_command_line(cli: Any, tmp_path: Path) -> None:
         code, _, err = cli("export", *arguments)
         assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
         assert not (tmp_path / "c.onnx").exists()
+
+
+def test_what_is_not_just_the_model_is_refused(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    adapted: Any = HALVES["clip"]()
+    adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["qkv_proj"]))
+
+    class Mine(SamEncoder):
+        pass
+
+    wrapped = peft.get_peft_model(HALVES["clip"](), peft.LoraConfig(r=2, target_modules=["qkv_proj"]))
+    clip_half = DeepEncoder(build(layout_of("deepseek-ocr")).config).clip_encoder
+    for model, words in (
+        (adapted, "merge adapters"),
+        (Mine(SamEncoderConfig.tiny()), "A Mine cannot be exported"),
+        (wrapped, "cannot be exported"),
+        (clip_half, "takes no pixels"),
+        (HALVES["sam"]().to("meta"), "offloaded"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export_model(model, tmp_path / "model.onnx", 64)
+    assert list(tmp_path.iterdir()) == []

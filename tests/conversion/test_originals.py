@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import ClipVisionEncoder, DeepEncoder, DeepEncoderImageProcessor, SamEncoder
 from deepencoder.conversion.originals import convert_to_folder

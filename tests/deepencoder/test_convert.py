@@ -34,9 +34,11 @@ def test_convert(cli: Any, original: tuple[Path, Any], example_page: Path, tmp_p
     code, out, _ = cli("convert", folder, target, "--report", report)
     assert code == 0 and f"DeepSeek-OCR -> DeepEncoder, {model.num_parameters():,} parameters, float32" in out
     assert "2 others are not a part of the encoder" in out
-    assert "fused tokens differ by at most" in out and "vision tokens differ by at most" in out
     facts = json.loads(report.read_text())
-    assert facts["initialized"] == [] and facts["verification"]["outputs"]["vision tokens"]["max_difference"] < 1e-5
+    assert facts["initialized"] == []
+    if "has no Unlimited-OCR" not in out:  # transformers before 5.23
+        assert "fused tokens differ by at most" in out and "vision tokens differ by at most" in out
+        assert facts["verification"]["outputs"]["vision tokens"]["max_difference"] < 1e-5
     assert facts["unused"] == dict.fromkeys(OTHER_TENSORS, "not a part of the encoder")
     assert_same(DeepEncoder.from_pretrained(target), model)
     assert DeepEncoderImageProcessor.from_pretrained(target).mode == "small"

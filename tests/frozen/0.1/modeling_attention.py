@@ -166,6 +166,13 @@ def _blocks(
     return _cut(batch, images_a_block), _cut(heads, heads_a_block), _cut(rows, rows_a_block)
 
 
+def _heads_last(output: torch.Tensor, as_traced: bool) -> torch.Tensor:
+    """Put heads behind positions: `(batch, heads, N, head_dim)` -> `(batch, N, heads, head_dim)`, contiguous."""
+    moved = output.transpose(1, 2)
+    # A graph that is exported may run on another kernel, whose strides are not those that were traced.
+    return moved.contiguous() if as_traced else moved.clone(memory_format=torch.contiguous_format)
+
+
 def sdpa_relative_position_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -188,9 +195,11 @@ def sdpa_relative_position_attention(
         tensor.requires_grad for tensor in (query, key, value, row_scores, column_scores)
     )
     budget = _bias_budget(query, needs_grad)
-    if batch * heads * length**2 <= budget:
+    # The number of images is unknown in a graph for any batch: there, all of them go together.
+    images_known = isinstance(batch, int)
+    if (batch if images_known else 1) * heads * length**2 <= budget:
         output = _sdpa_rows(query, key, value, row_scores, column_scores, scaling, dropout)
-        return output.transpose(1, 2).contiguous(), None
+        return _heads_last(output, images_known), None
 
     def attend(images: slice, parts: slice, rows: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
         arguments = (
@@ -205,7 +214,11 @@ def sdpa_relative_position_attention(
         )
         return checkpoint(_sdpa_rows, *arguments, use_reentrant=False) if needs_grad else _sdpa_rows(*arguments)
 
-    image_blocks, head_blocks, row_blocks = _blocks(batch, heads, height, width * length, budget)
+    image_blocks, head_blocks, row_blocks = _blocks(
+        batch if images_known else 1, heads, height, width * length, budget
+    )
+    if not images_known:
+        image_blocks = [slice(None)]
     if needs_grad or torch.compiler.is_compiling():
         output = torch.cat(
             [
@@ -213,7 +226,7 @@ def sdpa_relative_position_attention(
                 for i in image_blocks
             ]
         )
-        return output.transpose(1, 2).contiguous(), None
+        return _heads_last(output, images_known), None
 
     output = query.new_empty(batch, length, heads, head_dim)
     largest = row_scores[image_blocks[0], head_blocks[0], row_blocks[0]]

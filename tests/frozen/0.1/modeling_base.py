@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from .configuration_sharing import flat_name, import_converter, settle_auto_map
+from .configuration_sharing import flat_name, import_converter, register_remote_code, settle_auto_map
 
 __all__ = ["DeepEncoderPreTrainedModel"]
 
@@ -59,23 +59,32 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         Args:
             save_directory: the folder.
             self_contained: write the code, an image processor and a model card, too, where they are missing: the
-                folder loads with `trust_remote_code=True` where this package is not installed. A model that came with
-                its own code takes it along in any case.
-            push_to_hub: push the folder to `repo_id`, else to its own name; implies `self_contained`.
+                folder loads with `trust_remote_code=True` where this package is not installed. (A model that came with
+                its own code takes that along in any case, and nothing else.)
+            push_to_hub: push the folder to `repo_id`, else to its own name, with all that.
             args, kwargs: see transformers.
+
+        Raises:
+            `ValueError`: a model that cannot be shared with its code: quantised, with adapters, or of a subclass.
         """
+        register_remote_code(type(self), "AutoModel")
         with_code_of_its_own = self._auto_class is not None
-        if push_to_hub and not with_code_of_its_own:
-            names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
+        if (self_contained or push_to_hub) and not with_code_of_its_own:
+            import_converter("hub").check_shareable(self)
+        if push_to_hub:
+            names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "tags")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-            self.save_pretrained(save_directory, *args, self_contained=True, **kwargs)
-            repo_id = hub.pop("repo_id", Path(save_directory).name)
-            import_converter("hub").push_folder(save_directory, repo_id, **hub)
+            self.save_pretrained(save_directory, *args, self_contained=self_contained, **kwargs)
+            repo_id = hub.pop("repo_id", Path(save_directory).resolve().name)
+            if with_code_of_its_own:
+                self.push_to_hub(repo_id, **hub)
+            else:
+                import_converter("hub").push_folder(save_directory, repo_id, **hub)
             return
-        super().save_pretrained(save_directory, *args, **kwargs, push_to_hub=push_to_hub)  # type: ignore[misc]
+        super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         if not (folder / CONFIG_NAME).is_file():
-            return  # another process writes
+            return  # another process writes, or adapters were saved
         names_here = {"AutoConfig": flat_name(type(self.config)), "AutoModel": flat_name(type(self))}
         settle_auto_map(folder / CONFIG_NAME, **names_here)
         if self_contained and not with_code_of_its_own:
@@ -95,7 +104,9 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         Returns:
             the address of the commit.
         """
-        if self._auto_class is not None:  # it came with its code, and the package may not be there
-            kwargs |= {"tags": tags, "max_shard_size": max_shard_size}
-            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
-        return import_converter("hub").push_model(self, repo_id, tags=tags, max_shard_size=max_shard_size, **kwargs)
+        kwargs |= {} if tags is None else {"tags": tags}
+        register_remote_code(type(self), "AutoModel")
+        # One that came with its code may be where the package is not; adapters are pushed by themselves.
+        if self._auto_class is not None or getattr(self, "_hf_peft_config_loaded", False):
+            return super().push_to_hub(repo_id, max_shard_size=max_shard_size, **kwargs)  # type: ignore[arg-type]
+        return import_converter("hub").push_model(self, repo_id, max_shard_size=max_shard_size, **kwargs)

@@ -136,15 +136,20 @@ class SamEncoderLayerNorm2d(nn.LayerNorm):
 
 
 class SamEncoderNeck(nn.Module):
-    """`(batch, height, width, hidden)` -> `(batch, output_channels, height, width)`."""
+    """`(batch, height, width, hidden)` -> `(batch, output_channels, height, width)`.
+
+    Its norms have an epsilon of their own, whatever the blocks' is, here as in Meta's and in transformers' SAM.
+    """
+
+    layer_norm_eps = 1e-6
 
     def __init__(self, config: SamEncoderConfig) -> None:
         super().__init__()
         channels = config.output_channels
         self.conv1 = nn.Conv2d(config.hidden_size, channels, kernel_size=1, bias=False)
-        self.layer_norm1 = SamEncoderLayerNorm2d(channels, eps=config.layer_norm_eps)
+        self.layer_norm1 = SamEncoderLayerNorm2d(channels, eps=self.layer_norm_eps)
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.layer_norm2 = SamEncoderLayerNorm2d(channels, eps=config.layer_norm_eps)
+        self.layer_norm2 = SamEncoderLayerNorm2d(channels, eps=self.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         features = self.layer_norm1(self.conv1(hidden_states.permute(0, 3, 1, 2)))

@@ -5,7 +5,6 @@ Unusual: pixels equal Pillow's own `ImageOps.pad` and `resize` to the last bit, 
 torchvision is not needed. A mode is only a named set of the ordinary fields.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
 
-from .configuration_sharing import flat_name, import_converter, settle_auto_map
+from .configuration_sharing import SharedPart, import_converter
 from .processing_images import flatten_images, to_rgb
 from .processing_tiling import choose_tile_grid, count_image_tokens
 
@@ -78,7 +77,7 @@ class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
     downsample_ratio: int
 
 
-class DeepEncoderImageProcessor(PilBackend):
+class DeepEncoderImageProcessor(SharedPart, PilBackend):
     r"""Prepares pages for a [`DeepEncoder`], as DeepSeek-OCR does.
 
     | mode | global view | tiles |
@@ -96,6 +95,7 @@ class DeepEncoderImageProcessor(PilBackend):
             `do_pad` an image keeps its aspect ratio and is padded to it, without it is squashed.
     """
 
+    _shared_as = ("AutoImageProcessor", IMAGE_PROCESSOR_NAME)
     valid_kwargs = DeepEncoderImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_values_local", "patches_grid", "num_local_patches"]
 
@@ -131,23 +131,17 @@ class DeepEncoderImageProcessor(PilBackend):
         Args:
             source: as in `DeepEncoder.from_original`; no tensors are downloaded.
             mode (`str`, *optional*): another mode.
-            kwargs: `revision`, `token`, `cache_dir` and so on, as there.
+            kwargs: fields that overrule those found; `revision`, `token`, `cache_dir` and so on, as there.
 
         Raises:
             `ValueError`: a checkpoint whose pages are prepared by another class, or see `DeepEncoder.from_original`.
             `OSError`: there is no such source, or it cannot be reached.
         """
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.valid_kwargs.__annotations__}
         found = import_converter().load_original_image_processor(source, **kwargs)
         if type(found).__name__ != cls.__name__:
             raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
-        return cls.from_dict(found.to_dict(), mode=mode)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Write `preprocessor_config.json`, which names code that lies beside it only; see transformers."""
-        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        path = Path(save_directory) / IMAGE_PROCESSOR_NAME
-        settle_auto_map(path, AutoImageProcessor=flat_name(type(self)))
-        return files
+        return cls.from_dict(found.to_dict(), mode=mode, **fields)
 
     @property
     def mode(self) -> str | None:
