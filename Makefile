@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PLAIN := $(VENV)/.plain
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test conformance lint format types pages clean
 
@@ -15,12 +17,17 @@ help:
 	@echo "make pages        make the example pages again"
 	@echo "make clean        remove what the other targets made"
 
-$(INSTALLED): pyproject.toml constraints.txt
+# What a user has, and what developers need beside it.
+$(PLAIN): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e .
 	touch $@
 
-demo: $(INSTALLED)
+$(INSTALLED): $(PLAIN)
+	$(PIP) -e ".[dev]"
+	touch $@
+
+demo: $(PLAIN)
 	$(BIN)/deepencoder encode examples/dense-text.png --mode gundam --output demo/features.safetensors --picture demo/picture.png
 
 test: $(INSTALLED)
