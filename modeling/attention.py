@@ -11,6 +11,7 @@ The functions take `query`, `key` and `value` of shape `(batch, heads, height * 
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,59 +21,42 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "RELATIVE_POSITION_ATTENTION_FUNCTIONS",
+    "Windows",
+    "cut_windows",
     "eager_relative_position_attention",
     "get_relative_position_attention",
-    "merge_windows",
     "relative_position_scores",
     "sdpa_relative_position_attention",
-    "split_windows",
 ]
 
 
-def split_windows(features: torch.Tensor, window_size: int, padding: torch.Tensor | None = None) -> torch.Tensor:
-    """Cut a feature map into square windows, padding it at the bottom and on the right.
+class Windows(NamedTuple):
+    """Where the windows of a grid find their positions, and the other way round.
 
-    Args:
-        features (`torch.Tensor` of shape `(batch, height, width, dim)`): the map.
-        window_size (`int`): side of a window.
-        padding (`torch.Tensor` of shape `(dim,)`, *optional*): what a padded position holds; zeros by default.
-
-    Returns:
-        `torch.Tensor` of shape `(batch * windows, window_size, window_size, dim)`, windows row-major.
+    Attributes:
+        positions (`torch.Tensor` of shape `(windows * window_size ** 2,)`): for each position of each window, both
+            row-major, its index in the row-major grid; `height * width` for padding at the bottom and on the right.
+        places (`torch.Tensor` of shape `(height * width,)`): the way back: where each position of the grid ended up.
     """
-    batch, height, width, dim = features.shape
-    bottom, right = -height % window_size, -width % window_size
-    if padding is None:
-        features = pad(features, (0, 0, 0, right, 0, bottom))
-    else:
-        if right:
-            features = torch.cat([features, padding.expand(batch, height, right, dim)], dim=2)
-        if bottom:
-            features = torch.cat([features, padding.expand(batch, bottom, width + right, dim)], dim=1)
-    rows, columns = (height + bottom) // window_size, (width + right) // window_size
-    features = features.reshape(batch, rows, window_size, columns, window_size, dim)
-    # (batch, rows, size, columns, size, dim) -> (batch * rows * columns, size, size, dim)
-    return features.permute(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, window_size, window_size, dim)
+
+    positions: torch.Tensor
+    places: torch.Tensor
 
 
-def merge_windows(windows: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Put windows back together and cut the padding off: the inverse of [`split_windows`].
-
-    Args:
-        windows (`torch.Tensor` of shape `(batch * windows, window_size, window_size, dim)`): windows row-major.
-        grid (`tuple[int, int]`): height and width of the map without padding.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, height, width, dim)`.
-    """
+def cut_windows(grid: tuple[int, int], window_size: int, device: torch.device | None = None) -> Windows:
+    """Cut a grid of `(height, width)` positions into square windows, padded at the bottom and on the right."""
     height, width = grid
-    _, window_size, _, dim = windows.shape
     rows, columns = -(-height // window_size), -(-width // window_size)
-    batch = windows.shape[0] // (rows * columns)
-    features = windows.reshape(batch, rows, columns, window_size, window_size, dim).permute(0, 1, 3, 2, 4, 5)
-    # (batch, rows, size, columns, size, dim) -> (batch, height + bottom, width + right, dim)
-    features = features.reshape(batch, rows * window_size, columns * window_size, dim)
-    return features[:, :height, :width]
+    padded_height, padded_width = rows * window_size, columns * window_size
+    positions = torch.arange(height * width, device=device).view(height, width)
+    positions = pad(positions, (0, padded_width - width, 0, padded_height - height), value=height * width)
+    # (rows, size, columns, size) -> (rows, columns, size, size)
+    positions = positions.view(rows, window_size, columns, window_size).transpose(1, 2).reshape(-1)
+    places = torch.arange(padded_height * padded_width, device=device)
+    # (rows, columns, size, size) -> (rows, size, columns, size)
+    places = places.view(rows, columns, window_size, window_size).transpose(1, 2)
+    places = places.reshape(padded_height, padded_width)[:height, :width].reshape(-1)
+    return Windows(positions, places)
 
 
 def relative_position_scores(
@@ -131,12 +115,12 @@ def _sdpa_rows(
     buffer: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend from some rows of the grid: `row_scores` is `(batch, heads, rows, width, height)`, the rest alike."""
-    if buffer is None:
-        bias = row_scores[..., :, None] + column_scores[..., None, :]
-    else:
+    bias = None
+    if buffer is not None:
+        # As `out`, lest the sum take over the strides of its terms, which nothing can flatten without a copy.
         shape = (*row_scores.shape, column_scores.shape[-1])
         bias = buffer[: row_scores.numel() * shape[-1]].view(shape)
-        torch.add(row_scores[..., :, None], column_scores[..., None, :], out=bias)
+    bias = torch.add(row_scores[..., :, None], column_scores[..., None, :], out=bias)
     # (batch, heads, rows, width, height, width) -> (batch, heads, rows * width, N)
     bias = bias.flatten(4).flatten(2, 3)
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
@@ -148,7 +132,8 @@ def _bias_budget(query: torch.Tensor, needs_grad: bool) -> int:
         return max(2**24, query.shape[2] ** 2)  # at least a head: each block is a node of the graph
     if needs_grad or query.device.type != "cpu":
         return 2**24
-    return 2**20 * torch.get_num_threads()  # what stays in the cache
+    # What stays in the cache; but for long sequences enough that each thread has several blocks of 256 queries.
+    return max(2**21 if query.shape[2] <= 1024 else 6 * 2**20, 2**20 * torch.get_num_threads())
 
 
 def _cut(length: int, step: int) -> list[slice]:
@@ -196,7 +181,10 @@ def sdpa_relative_position_attention(
     budget = _bias_budget(query, needs_grad)
     # The number of images is unknown in a graph for any batch: there, all of them go together.
     images_known = isinstance(batch, int)
-    if (batch if images_known else 1) * heads * length**2 <= budget:
+    in_place = query.device.type == "cpu" and not (
+        needs_grad or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    )
+    if not in_place and (batch if images_known else 1) * heads * length**2 <= budget:
         output = _sdpa_rows(query, key, value, row_scores, column_scores, scaling, dropout)
         return _heads_last(output, images_known), None
 
@@ -218,7 +206,7 @@ def sdpa_relative_position_attention(
     )
     if not images_known:
         image_blocks = [slice(None)]
-    if needs_grad or torch.compiler.is_compiling():
+    if not in_place:
         output = torch.cat(
             [
                 torch.cat([torch.cat([attend(i, h, r) for r in row_blocks], dim=2) for h in head_blocks], dim=1)

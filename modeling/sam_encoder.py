@@ -4,6 +4,9 @@ Unusual: windows are padded **behind** the first norm and padded positions are n
 like any other, equal to the bias of the qkv projection, so the projection runs on real positions only.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -16,12 +19,18 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.sam_encoder import SamEncoderConfig
-from .attention import get_relative_position_attention, merge_windows, split_windows
+from .attention import Windows, cut_windows, get_relative_position_attention
 from .base import DeepEncoderPreTrainedModel
 from .inputs import check_pixel_values
 from .positions import PositionTableCache, relative_positions, resize_position_grid
 
 __all__ = ["SamEncoder"]
+
+
+# Positions that go through a block together on a CPU: what is made of them stays in the processor's cache, and below
+# the 32 MB from which the C library gives memory back after each use.
+ATTENTION_TOKENS = 2048
+FEED_FORWARD_TOKENS = 1024
 
 
 class SamEncoderEmbeddings(nn.Module):
@@ -40,7 +49,9 @@ class SamEncoderEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         check_pixel_values(pixel_values, "pixel_values", self.num_channels, self.patch_size)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        patches = patches.permute(0, 2, 3, 1)  # (batch, hidden, height, width) -> (batch, height, width, hidden)
+        # (batch, hidden, height, width) -> (batch, height, width, hidden). In memory, too: sums keep the strides of
+        # their terms, and each norm of each block would make a copy.
+        patches = patches.permute(0, 2, 3, 1).contiguous()
         grid = (patches.shape[1], patches.shape[2])
         return patches + self.position_tables.get(
             self.position_embedding, grid, lambda table: resize_position_grid(table, grid)
@@ -68,19 +79,24 @@ class SamEncoderAttention(nn.Module):
         return self.position_tables.get(parameter, (axis, size), lambda table: relative_positions(table, size))
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        _, height, width, hidden_size = hidden_states.shape
-        qkv = self.qkv(hidden_states)
+        batch, height, width, hidden_size = hidden_states.shape
+        hidden_states = hidden_states.flatten(1, 2)
+        rows, columns = height, width
         if self.window_size:
-            padding = None
+            rows = columns = self.window_size
+            if windows is None:
+                windows = cut_windows((height, width), self.window_size, hidden_states.device)
             if height % self.window_size or width % self.window_size:
-                # The projection of a zero is its bias, also when the layer is quantised, offloaded or a LoRA.
-                padding = self.qkv(hidden_states.new_zeros(1, hidden_size))[0].to(qkv.dtype)
-            qkv = split_windows(qkv, self.window_size, padding)
-        windows, rows, columns, _ = qkv.shape
-        # (windows, rows, columns, 3 * hidden) -> 3 x (windows, heads, rows * columns, head_dim)
-        qkv = qkv.reshape(windows, rows * columns, 3, self.num_heads, self.head_dim)
+                # One zero, projected along, stands for all padding.
+                hidden_states = torch.cat([hidden_states, hidden_states.new_zeros(batch, 1, hidden_size)], dim=1)
+        qkv = self.qkv(hidden_states)
+        if windows is not None and self.window_size:
+            qkv = qkv[:, windows.positions]
+        # (batch, height * width, 3 * hidden), or (batch, windows * rows * columns, 3 * hidden)
+        # -> 3 x (batch or batch * windows, heads, rows * columns, head_dim)
+        qkv = qkv.reshape(-1, rows * columns, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attend = get_relative_position_attention(self.config._attn_implementation)
         output, weights = attend(
@@ -93,11 +109,12 @@ class SamEncoderAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.config.attention_dropout,
         )
-        # (windows, rows * columns, heads, head_dim) -> (windows, rows, columns, hidden)
-        output = output.reshape(windows, rows, columns, hidden_size)
-        if self.window_size:
-            output = merge_windows(output, (height, width))
-        return self.proj(output), weights
+        # (batch * windows, rows * columns, heads, head_dim) -> (batch, windows * rows * columns, hidden)
+        output = output.reshape(batch, -1, hidden_size)
+        if windows is not None and self.window_size:
+            output = output[:, windows.places]
+        # (batch, height * width, hidden) -> (batch, height, width, hidden)
+        return self.proj(output).unflatten(1, (height, width)), weights
 
 
 class SamEncoderMLP(nn.Module):
@@ -111,20 +128,74 @@ class SamEncoderMLP(nn.Module):
         return self.lin2(self.act(self.lin1(hidden_states)))
 
 
+def in_pieces(
+    function: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, tokens: int, rows_together: int = 1
+) -> torch.Tensor:
+    """Apply a function to some images, or to some rows of one image, at a time.
+
+    Args:
+        function: gives what it takes, `(images, rows, width, dim)`.
+        features (`torch.Tensor` of shape `(batch, height, width, dim)`): the input.
+        tokens (`int`): positions to have in a piece at most, if `rows_together` allow it.
+        rows_together (`int`, defaults to 1): what the rows of a piece are a multiple of.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, height, width, dim)`.
+    """
+    batch, height, width, _ = features.shape
+    images = max(1, tokens // (height * width))
+    bands = -(-height // rows_together)
+    pieces = -(-bands // max(1, tokens // (rows_together * width)))
+    rows = -(-bands // pieces) * rows_together  # about the same in each piece
+    output = torch.empty_like(features)
+    for image in range(0, batch, images):
+        for row in range(0, height, rows):
+            piece = (slice(image, image + images), slice(row, row + rows))
+            output[piece] = function(features[piece])
+    return output
+
+
 class SamEncoderLayer(GradientCheckpointingLayer):
     """A pre-norm block on `(batch, height, width, hidden)`."""
 
     def __init__(self, config: SamEncoderConfig, window_size: int) -> None:
         super().__init__()
+        self.config = config
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = SamEncoderAttention(config, window_size)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SamEncoderMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attended, _ = self.attn(self.layer_norm1(hidden_states), **kwargs)
-        hidden_states = hidden_states + attended
+    def attend(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return hidden_states + self.attn(self.layer_norm1(hidden_states), **kwargs)[0]
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+    def forward(
+        self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        if not self.works_in_pieces(hidden_states):
+            return self.feed_forward(self.attend(hidden_states, windows=windows, **kwargs))
+        _, height, width, _ = hidden_states.shape
+        tokens, rows_together = ATTENTION_TOKENS, self.attn.window_size
+        if not rows_together:
+            tokens, rows_together = height * width, height
+        attended = in_pieces(lambda piece: self.attend(piece, **kwargs), hidden_states, tokens, rows_together)
+        return in_pieces(self.feed_forward, attended, FEED_FORWARD_TOKENS)
+
+    def works_in_pieces(self, hidden_states: torch.Tensor) -> bool:
+        """Whether to run on some rows at a time, whose intermediate results stay in the processor's cache.
+
+        On a CPU, in inference, and where each module may run several times: `eager` returns whole attention weights,
+        and weights that are offloaded would be loaded for each piece.
+        """
+        return (
+            hidden_states.device.type == "cpu"
+            and self.config._attn_implementation == "sdpa"
+            and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and not self.mlp.lin1.weight.is_meta
+        )
 
 
 class SamEncoderLayerNorm2d(nn.LayerNorm):
@@ -236,6 +307,8 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             `ValueError`: wrong number of dimensions or channels, or a side that is no multiple of the patch size.
         """
         hidden_states = self.embeddings(pixel_values)
+        grid = (hidden_states.shape[1], hidden_states.shape[2])
+        windows = cut_windows(grid, self.config.window_size, hidden_states.device)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+            hidden_states = layer(hidden_states, windows=windows, **kwargs)
         return BaseModelOutput(last_hidden_state=self.compressor(self.neck(hidden_states)))
