@@ -3,7 +3,7 @@
 Unusual: the score of query (i, j) and key (k, l) is `q·k / sqrt(d) + q·Rh[i, k] + q·Rw[j, l]`, with the **unscaled**
 query in both position terms. They depend on the query, so no bias table can be made ahead; and written out for every
 pair of positions they are an N x N matrix a head, 800 MB for a 1024 pixel page. So `sdpa` writes out a few rows at a
-time.
+time; or, where a flash kernel will run, none: it lengthens queries and keys so that their product holds the terms.
 
 The functions take `query`, `key` and `value` of shape `(batch, heads, height * width, head_dim)` and give
 `(batch, height * width, heads, head_dim)`, as transformers' attention functions do.
@@ -25,6 +25,7 @@ __all__ = [
     "cut_windows",
     "eager_relative_position_attention",
     "get_relative_position_attention",
+    "lengthened_relative_position_attention",
     "relative_position_scores",
     "sdpa_relative_position_attention",
 ]
@@ -157,6 +158,41 @@ def _heads_last(output: torch.Tensor, as_traced: bool) -> torch.Tensor:
     return moved.contiguous() if as_traced else moved.clone(memory_format=torch.contiguous_format)
 
 
+def lengthened_relative_position_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    relative_height: torch.Tensor,
+    relative_width: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attend without any N x N matrix: the softmax of `q'·k'` with `q' = [scaling q, q·Rh, q·Rw]` and a key's row and
+    column one-hot in `k' = [k, row, column]`. `dropout` applies as it is given."""
+    batch, heads, length, head_dim = query.shape
+    height, width = relative_height.shape[0], relative_width.shape[0]
+    row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
+    # Kernels take head sizes that are multiples of 8, and want values to be as long as queries and keys.
+    padding = -(head_dim + height + width) % 8
+    rows = torch.eye(height, device=key.device, dtype=key.dtype).repeat_interleave(width, dim=0)
+    columns = torch.eye(width, width + padding, device=key.device, dtype=key.dtype).repeat(height, 1)
+    places = torch.cat([rows, columns], dim=1).expand(batch, heads, -1, -1)  # (batch, heads, N, height + width + ..)
+    query = torch.cat([query * scaling, row_scores.flatten(2, 3), pad(column_scores.flatten(2, 3), (0, padding))], -1)
+    key = torch.cat([key, places], dim=-1)
+    value = pad(value, (0, query.shape[-1] - head_dim))
+    output = scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=1.0)
+    return output[..., :head_dim]
+
+
+def _suits_flash(query: torch.Tensor, grid: tuple[int, int]) -> bool:
+    """Whether a flash kernel takes lengthened queries: on CUDA, in half precision, up to a head size of 256."""
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] + sum(grid) <= 256
+    )
+
+
 def sdpa_relative_position_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -167,20 +203,24 @@ def sdpa_relative_position_attention(
     scaling: float,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend through `scaled_dot_product_attention`, with the position terms of some rows at a time as its mask.
+    """Attend through `scaled_dot_product_attention`: lengthened where a flash kernel takes it, else with the position
+    terms of some rows at a time as its mask.
 
     In training each step is recomputed in the backward pass, so that no step's bias outlives it there either.
     """
     batch, heads, length, head_dim = query.shape
     height, width = relative_height.shape[0], relative_width.shape[0]
     dropout = dropout if module.training else 0.0
+    images_known = isinstance(batch, int)
+    if _suits_flash(query, (height, width)):
+        arguments = (query, key, value, relative_height, relative_width, scaling, dropout)
+        return _heads_last(lengthened_relative_position_attention(*arguments), images_known), None
     row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
     needs_grad = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (query, key, value, row_scores, column_scores)
     )
     budget = _bias_budget(query, needs_grad)
     # The number of images is unknown in a graph for any batch: there, all of them go together.
-    images_known = isinstance(batch, int)
     in_place = query.device.type == "cpu" and not (
         needs_grad or torch.compiler.is_compiling() or torch.jit.is_tracing()
     )

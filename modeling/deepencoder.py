@@ -24,6 +24,10 @@ from .sam_encoder import SamEncoder
 
 __all__ = ["DeepEncoder", "DeepEncoderOutput", "lay_out_vision_tokens"]
 
+# Patches that run together in inference: 16 pages of 1024 pixels or 40 tiles of 640, which fill a large GPU. They hold
+# about 2 GB in half precision, whatever the batch.
+POSITIONS_AT_ONCE = 2**16
+
 
 @dataclass
 class DeepEncoderOutput(BaseModelOutputWithPooling):
@@ -127,6 +131,21 @@ def read_tile_grids(
     return grids, counts
 
 
+EncodedViews = tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]
+
+
+def join_views(parts: list[EncodedViews]) -> EncodedViews:
+    """Put together what [`DeepEncoder.encode_view`] gave for the parts of a batch."""
+    fused, tokens, outputs = zip(*parts, strict=True)
+    joined: dict[str, Any] = {}
+    for name, value in outputs[0].items():
+        values = [output[name] for output in outputs]
+        # A tensor, or a tuple with one a layer.
+        is_tuple = isinstance(value, tuple)
+        joined[name] = tuple(map(torch.cat, zip(*values, strict=True))) if is_tuple else torch.cat(values)
+    return torch.cat(fused), torch.cat(tokens), ClipVisionEncoderOutput(**joined)
+
+
 class DeepEncoderProjector(nn.Module):
     """Fused tokens -> vision tokens: `(.., hidden)` -> `(.., projection_dim)`."""
 
@@ -193,10 +212,8 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]  # whatever the caller says
 
-    def encode_view(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]:
-        """Encode views of one size, without asking how they belong together.
+    def encode_view(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> EncodedViews:
+        """Encode views of one size, without asking how they belong together; in inference, some at a time.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(views, channels, height, width)`): normalised pixels.
@@ -204,6 +221,12 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         Returns:
             fused tokens `(views, h * w, hidden)`, projected tokens `(views, h, w, projection_dim)`, CLIP's output.
         """
+        patch_size = self.config.sam_config.patch_size
+        positions = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
+        views = max(1, POSITIONS_AT_ONCE // positions)
+        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not (is_graph or torch.is_grad_enabled()) and pixel_values.shape[0] > views:
+            return join_views([self.encode_view(part, **kwargs) for part in pixel_values.split(views)])
         # The output flags are CLIP's: SAM's maps have another shape, and weights of 4096 x 4096 a head.
         sam_map = self.sam_encoder(pixel_values, return_dict=True).last_hidden_state
         clip_output = self.clip_encoder(patch_embeds=sam_map, return_dict=True, **kwargs)

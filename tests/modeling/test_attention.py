@@ -1,5 +1,7 @@
 """Attention with relative positions, against its definition written out with loops."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from deepencoder.modeling.attention import (
     cut_windows,
     eager_relative_position_attention,
     get_relative_position_attention,
+    lengthened_relative_position_attention,
     sdpa_relative_position_attention,
 )
 
@@ -46,6 +49,51 @@ def test_attention_follows_the_definition(function, grid: tuple[int, int]) -> No
         torch.testing.assert_close((weights @ tensors[2]).transpose(1, 2), output)
     else:
         assert weights is None
+
+
+def lengthened(module: nn.Module, *tensors: torch.Tensor, scaling: float) -> tuple[torch.Tensor, None]:
+    return lengthened_relative_position_attention(*tensors, scaling).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_lengthened_attention_equals_eager_with_its_gradients(grid: tuple[int, int]) -> None:
+    results = []
+    for function in (eager_relative_position_attention, lengthened):
+        torch.manual_seed(0)
+        tensors = [tensor.requires_grad_() for tensor in inputs(grid)]
+        output, _ = function(nn.Module().eval(), *tensors, scaling=0.3)
+        (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        results.append([output.detach(), *(tensor.grad for tensor in tensors)])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("grid", [(6, 6), (4, 7)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_lengthened_attention_is_as_exact_as_a_bias_in_half_precision(
+    grid: tuple[int, int], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    tensors = inputs(grid, dim=64)
+    exact = by_definition(tensors, grid, 0.125)
+    module, halves = nn.Module().eval(), [tensor.to(dtype) for tensor in tensors]
+    errors = [
+        (function(module, *halves, scaling=0.125)[0].double() - exact).norm().item()
+        for function in (lengthened, sdpa_relative_position_attention)
+    ]
+    assert errors[0] < 1.05 * errors[1] and errors[1] < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("grid, expected", [((64, 64), True), ((14, 14), True), ((96, 96), True), ((97, 96), False)])
+def test_flash_takes_what_its_head_size_allows(grid: tuple[int, int], expected: bool) -> None:
+    for device, dtype, suits in (
+        ("cuda", torch.bfloat16, expected),
+        ("cuda", torch.float16, expected),
+        ("cuda", torch.float32, False),
+        ("cpu", torch.bfloat16, False),
+    ):
+        query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 12, grid[0] * grid[1], 64))
+        assert attention._suits_flash(query, grid) is suits
 
 
 @pytest.mark.parametrize("budget", [1, 200, 1_500, 5_000, 10**9])

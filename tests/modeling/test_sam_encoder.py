@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deepencoder import SamEncoder, SamEncoderConfig
+from deepencoder.modeling import attention, sam_encoder
 
 from ..conftest import randomize
 
@@ -53,27 +54,79 @@ def test_hidden_states_and_attentions(model: Any) -> None:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
 
+# Whole windows, padded windows with resized tables, rectangles.
+SIZES = [(96, 96), (128, 128), (96, 192), (176, 80), (240, 256)]
+
+
+def use(path: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `sdpa` take one of its ways, and take it in many steps."""
+    model.set_attn_implementation("sdpa")
+    if path == "lengthened":
+        monkeypatch.setattr(attention, "_suits_flash", lambda query, grid: True)
+    else:
+        monkeypatch.setattr(attention, "_bias_budget", lambda query, needs_grad: 5000)
+    for name, tokens in (("ATTENTION_TOKENS", 100), ("FEED_FORWARD_TOKENS", 50)):
+        monkeypatch.setattr(sam_encoder, name, tokens)
+
+
+@pytest.mark.parametrize("path", ["bias", "lengthened"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
-def test_eager_equals_sdpa_on_padded_windows_and_resized_tables(model: Any) -> None:
-    for size in ((128, 128), (96, 96), (176, 80)):
-        pixels = torch.randn(2, 3, *size)
-        outputs = []
-        for implementation in ("eager", "sdpa"):
-            model.set_attn_implementation(implementation)
-            outputs.append(model(pixels).last_hidden_state)
-        torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+def test_every_path_equals_eager(
+    model: Any, path: str, size: tuple[int, int], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randn(batch, 3, *size)
+    model.set_attn_implementation("eager")
+    expected = model(pixels).last_hidden_state
+    use(path, model, monkeypatch)
+    torch.testing.assert_close(model(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_eager_and_sdpa_have_the_same_gradients(model: Any) -> None:
+@pytest.mark.parametrize("path", ["bias", "lengthened"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_path_has_the_gradients_of_eager(
+    model: Any, path: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     gradients = []
-    for implementation in ("eager", "sdpa"):
+    for implementation in ("eager", path):
         model.zero_grad()
-        model.set_attn_implementation(implementation)
-        model(torch.ones(2, 3, 96, 176).cumsum(-1) / 100).last_hidden_state.square().mean().backward()
+        if implementation == "eager":
+            model.set_attn_implementation("eager")
+        else:
+            use(path, model, monkeypatch)
+        model(torch.ones(2, 3, *size).cumsum(-1) / 100).last_hidden_state.square().mean().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None and gradient.abs().max() > 0, name
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens, rows_together", [(1, 1), (60, 1), (100, 6), (200, 3), (10**6, 6)])
+def test_pieces_cover_every_position_once(tokens: int, rows_together: int) -> None:
+    features = torch.randn(3, 11, 5, 2)
+    pieces = []
+
+    def double(piece: torch.Tensor) -> torch.Tensor:
+        pieces.append(piece)
+        return 2 * piece
+
+    assert torch.equal(sam_encoder.in_pieces(double, features, tokens, rows_together), 2 * features)
+    assert sum(piece.shape[0] * piece.shape[1] for piece in pieces) == 33
+    for piece in pieces:
+        images, rows, width, _ = piece.shape
+        assert images * rows * width <= max(tokens, rows_together * width)
+        assert rows % rows_together in (0, 11 % rows_together)
+
+
+@torch.no_grad()
+def test_the_residual_stream_is_contiguous(model: Any) -> None:
+    """Otherwise each norm copies its input, and sums run along the wrong axis."""
+    strides = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda module, args: strides.append(args[0].is_contiguous()))
+    model(torch.randn(2, 3, 128, 96))
+    assert strides == [True] * 3
 
 
 @torch.no_grad()
