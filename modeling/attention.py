@@ -129,12 +129,14 @@ def _sdpa_rows(
 
 def _bias_budget(query: torch.Tensor, needs_grad: bool) -> int:
     """Elements of position bias to hold at a time."""
-    if torch.compiler.is_compiling():
+    is_graph = torch.compiler.is_compiling()
+    if is_graph and (query.device.type != "cpu" or not isinstance(query.shape[0], int)):
         return max(2**24, query.shape[2] ** 2)  # at least a head: each block is a node of the graph
     if needs_grad or query.device.type != "cpu":
         return 2**24
     # What stays in the cache; but for long sequences enough that each thread has several blocks of 256 queries.
-    return max(2**21 if query.shape[2] <= 1024 else 6 * 2**20, 2**20 * torch.get_num_threads())
+    budget = 2**21 if query.shape[2] <= 1024 else 6 * 2**20
+    return budget if is_graph else max(budget, 2**20 * torch.get_num_threads())
 
 
 def _cut(length: int, step: int) -> list[slice]:

@@ -188,12 +188,13 @@ class SamEncoderLayer(GradientCheckpointingLayer):
         """Whether to run on some rows at a time, whose intermediate results stay in the processor's cache.
 
         On a CPU, in inference, and where each module may run several times: `eager` returns whole attention weights,
-        and weights that are offloaded would be loaded for each piece.
+        weights that are offloaded would be loaded for each piece, and a graph for any batch has no pieces of it.
         """
         return (
             hidden_states.device.type == "cpu"
             and self.config._attn_implementation == "sdpa"
-            and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and not (torch.is_grad_enabled() or torch.jit.is_tracing())
+            and isinstance(hidden_states.shape[0], int)
             and not self.mlp.lin1.weight.is_meta
         )
 

@@ -1,0 +1,139 @@
+"""What the benchmarks share: the models, what they are measured with, and on what."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrVisionConfig
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrVisionModel
+
+from deepencoder import DeepEncoder, DeepEncoderConfig
+from deepencoder.conversion.keys import DEEPENCODER_UNLIMITED_OCR, convert_state_dict
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Give every parameter fixed random values of sizes that keep activations near 1."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+                continue
+            deviation = parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.1 if "rel_pos" in name else 0.02
+            parameter.normal_(std=deviation, generator=generator)
+    return model.eval()
+
+
+def build(which: str) -> Any:
+    """Build the published sizes: `"peer"` (transformers' UnlimitedOcrVisionModel with SDPA) or `"ours"`, alike."""
+    if which == "peer":
+        return randomize(UnlimitedOcrVisionModel(UnlimitedOcrVisionConfig(attn_implementation="sdpa")))
+    return DeepEncoder(DeepEncoderConfig()).eval()
+
+
+def build_both() -> tuple[Any, Any]:
+    """Build the peer and ours with the peer's weights (the projector, which the peer has not, stays as it is)."""
+    torch.manual_seed(0)
+    peer, ours = build("peer"), build("ours")
+    converted, unused = convert_state_dict(peer.state_dict(), DEEPENCODER_UNLIMITED_OCR, ours.state_dict())
+    missing = ours.load_state_dict(converted, strict=False).missing_keys
+    expected = {"image_newline", "view_separator", "projector.layers.0.weight", "projector.layers.0.bias"}
+    if unused or set(missing) != expected:
+        raise RuntimeError(f"the weights do not fit: missing {missing}, unused {unused}")
+    return peer, ours
+
+
+def counted_operations(height: int, width: int) -> float:
+    """Operations that one view takes, a multiply-add counted as 2, without padding and position terms."""
+    config = DeepEncoderConfig()
+    sam, clip = config.sam_config, config.clip_config
+    rows, columns = height // sam.patch_size, width // sam.patch_size
+    positions, tokens = rows * columns, 1 + (rows // 4) * (columns // 4)
+    hidden = sam.hidden_size
+    block = positions * hidden * (4 * hidden + 2 * sam.intermediate_size)
+    global_blocks = len(sam.global_attn_indexes)
+    window = sam.window_size**2
+    windows = -(-rows // sam.window_size) * -(-columns // sam.window_size)
+    attention = (
+        2 * hidden * (global_blocks * positions**2 + (sam.num_hidden_layers - global_blocks) * windows * window**2)
+    )
+    patches = positions * hidden * 3 * sam.patch_size**2
+    channels = sam.output_channels
+    neck = positions * (hidden * channels + 9 * channels**2)
+    widths = (channels, *sam.downsample_channels)
+    compressor = sum(
+        positions // 4 ** (index + 1) * 9 * before * after
+        for index, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+    )
+    clip_block = tokens * clip.hidden_size * (4 * clip.hidden_size + 2 * clip.intermediate_size)
+    clip_all = clip.num_hidden_layers * (clip_block + 2 * tokens**2 * clip.hidden_size)
+    projector = (tokens - 1) * config.hidden_size * config.projection_dim
+    return 2.0 * (sam.num_hidden_layers * block + attention + patches + neck + compressor + clip_all + projector)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def alternate(functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Time functions in turns, so that a machine that slows down slows all of them; one round goes before."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for index in range(rounds + 1):
+        for name, function in functions.items():
+            elapsed = seconds(function, device)
+            if index:
+                times[name].append(elapsed)
+    return times
+
+
+def summarize(times: list[float]) -> dict[str, Any]:
+    """Median and spread, the difference of the slowest and the fastest relative to the median."""
+    median = statistics.median(times)
+    return {"median_s": round(median, 5), "spread": round((max(times) - min(times)) / median, 3), "runs": len(times)}
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The machine's own rate of square matrix products, in operations a second: the best of ten."""
+    side = 8192 if device.type == "cuda" else 4096
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * side**3 / min(seconds(lambda: left @ right, device) for _ in range(10))
+
+
+def processor_name() -> str:
+    try:
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Say on what something was measured."""
+    names = ("torch", "transformers", "torchao", "numpy", "pillow")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "date": time.strftime("%Y-%m-%d"),
+    }
