@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 __all__ = [
     "raises_value_errors",
@@ -77,6 +76,8 @@ def check_one_of(config: PreTrainedConfig, field: str, allowed: tuple[Any, ...])
 
 def check_activation(config: PreTrainedConfig, field: str) -> None:
     """Raise `ValueError` unless `field` names an activation that transformers knows."""
+    from transformers.activations import ACT2FN  # a second of imports, which a model needs and AutoConfig does not
+
     value = getattr(config, field)
     if value not in ACT2FN:
         raise ValueError(f"{_name(config, field)}={value!r} is not an activation of transformers.activations.ACT2FN.")
