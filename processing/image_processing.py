@@ -224,31 +224,39 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         **kwargs: Any,
     ) -> BatchFeature:
         scale, shift = self._scale_and_shift(**kwargs)
-        views, tiles, grids = [], [], []
-        for image in images:
-            grid = (1, 1)
-            if crop_to_patches:
-                grid = choose_tile_grid(image.height, image.width, min_patches, max_patches, tile_size)
-            grids.append(list(grid))
-            if grid != (1, 1):
-                columns, rows = grid
-                resized = image.resize((columns * tile_size, rows * tile_size), resample=resample)
-                mosaic = _to_array(resized, scale, shift).reshape(3, rows, tile_size, columns, tile_size)
-                # (3, rows, tile, columns, tile) -> (rows * columns, 3, tile, tile)
-                tiles.extend(mosaic.transpose(1, 3, 0, 2, 4).reshape(-1, 3, tile_size, tile_size))
-            if do_resize:
-                target = (int(size["width"]), int(size["height"]))
-                if do_pad:
-                    image = ImageOps.pad(image, target, method=resample, color=background_color)
-                else:
-                    image = image.resize(target, resample=resample)
-            views.append(_to_array(image, scale, shift))
+        dtype = np.uint8 if scale is None else np.float32
+        grids = [(1, 1)] * len(images)
+        if crop_to_patches:
+            grids = [choose_tile_grid(i.height, i.width, min_patches, max_patches, tile_size) for i in images]
+        counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
+        width, height = (int(size["width"]), int(size["height"]))
 
-        data: dict[str, Any] = {"pixel_values": views}
-        if tiles:
-            data["pixel_values_local"] = tiles
-        data["patches_grid"] = grids
-        data["num_local_patches"] = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
+        # Every pixel is written to its place in the batch, once: copies of tens of megabytes are what takes time here.
+        tiles = np.empty((sum(counts), 3, tile_size, tile_size), dtype)
+        views: Any
+        if do_resize:
+            views = np.empty((len(images), 3, height, width), dtype)
+        else:
+            views = [np.empty((3, image.height, image.width), dtype) for image in images]
+        for index, (image, view, (columns, rows)) in enumerate(zip(images, views, grids, strict=True)):
+            if counts[index]:
+                resized = image.resize((columns * tile_size, rows * tile_size), resample=resample)
+                first = sum(counts[:index])
+                mosaic = tiles[first : first + counts[index]].reshape(rows, columns, 3, tile_size, tile_size)
+                # (rows, columns, 3, tile, tile) -> (3, rows, tile, columns, tile)
+                _write(_planes(resized), mosaic.transpose(2, 0, 3, 1, 4), scale, shift)
+            if do_resize and do_pad:
+                image = ImageOps.contain(image, (width, height), method=resample)
+                _write(_pad(_planes(image), width, height, background_color), view, scale, shift)
+            else:
+                image = image.resize((width, height), resample=resample) if do_resize else image
+                _write(_planes(image), view, scale, shift)
+
+        data: dict[str, Any] = {"pixel_values": views if return_tensors else list(views)}
+        if len(tiles):
+            data["pixel_values_local"] = tiles if return_tensors else list(tiles)
+        data["patches_grid"] = [list(grid) for grid in grids]
+        data["num_local_patches"] = counts
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     @staticmethod
@@ -314,12 +322,27 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         return self._standardize_kwargs(**(fields | ({} if mode is None else mode_fields(mode)) | dict(kwargs)))
 
 
-def _to_array(image: Image.Image, scale: np.ndarray | None, shift: np.ndarray | None) -> np.ndarray:
-    """Return an RGB image as `(3, height, width)`: float32 if it is to be scaled, else as it is."""
-    pixels = np.asarray(image).transpose(2, 0, 1)
-    if scale is None or shift is None:
-        return np.ascontiguousarray(pixels)
-    array = np.empty(pixels.shape, np.float32)
-    np.multiply(pixels, scale[:, None, None], out=array, dtype=np.float32)
-    array += shift[:, None, None]
-    return array
+def _planes(image: Image.Image) -> list[np.ndarray]:
+    """Return the channels of an RGB image, `(height, width)` each: Pillow separates them faster than numpy does."""
+    return [np.asarray(band) for band in image.split()]
+
+
+def _pad(planes: list[np.ndarray], width: int, height: int, color: tuple[int, int, int]) -> list[np.ndarray]:
+    """Put channels in the middle of larger ones, where `ImageOps.pad` puts an image."""
+    inner_height, inner_width = planes[0].shape
+    top, left = round((height - inner_height) / 2), round((width - inner_width) / 2)  # half to even
+    padded = [np.full((height, width), value, np.uint8) for value in color]
+    for outer, inner in zip(padded, planes, strict=True):
+        outer[top : top + inner_height, left : left + inner_width] = inner
+    return padded
+
+
+def _write(planes: list[np.ndarray], out: np.ndarray, scale: np.ndarray | None, shift: np.ndarray | None) -> None:
+    """Write channels into `out`: `(3, height, width)`, or a view that splits these axes further."""
+    for channel, (pixels, plane) in enumerate(zip(planes, out, strict=True)):
+        pixels = pixels.reshape(plane.shape)  # (height, width) -> (rows, tile, columns, tile)
+        if scale is None or shift is None:
+            plane[...] = pixels
+        else:
+            np.multiply(pixels, scale[channel], out=plane, dtype=np.float32)
+            plane += shift[channel]

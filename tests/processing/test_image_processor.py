@@ -1,5 +1,6 @@
 """The image processor against Pillow's own pipeline, its modes, counts, saving and errors."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,40 @@ def test_pixels_equal_pillows(mode: str, size: tuple[int, int]) -> None:
         assert int(raw["num_local_patches"][0]) == len(tiles)
     else:
         assert raw["patches_grid"].tolist() == [[1, 1]] and raw["num_local_patches"].tolist() == [0]
+
+
+def test_padding_is_pillows() -> None:
+    """For every parity of the padding: it is not `ImageOps.pad` that runs."""
+    processor = DeepEncoderImageProcessor(size={"height": 36, "width": 45}, background_color=(1, 20, 255))
+    for width in range(5, 60, 3):
+        for height in range(5, 60, 2):
+            image = random_image(width, height)
+            expected = ImageOps.pad(image, (45, 36), Image.Resampling.BICUBIC, color=(1, 20, 255))
+            found = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+            assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1)), (width, height)
+
+
+def test_normalised_to_the_last_bit() -> None:
+    """One product and one sum in float32, whatever the layout."""
+    image = random_image(1300, 900)
+    raw = {"do_rescale": False, "do_normalize": False}
+    values = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.5, 0.2, 0.1)}
+    factor = (np.full(3, 1 / 255) / np.array(values["image_std"])).astype(np.float32)
+    shift = (-np.array(values["image_mean"]) / np.array(values["image_std"])).astype(np.float32)
+    processor = DeepEncoderImageProcessor(mode="gundam", **values)
+    pixels, scaled = processor(image, return_tensors="np", **raw), processor(image, return_tensors="np")
+    for name in ("pixel_values", "pixel_values_local"):
+        expected = pixels[name].astype(np.float32) * factor[:, None, None] + shift[:, None, None]
+        assert np.array_equal(scaled[name], expected) and scaled[name].dtype == np.float32
+
+
+def test_threads_get_what_one_gets() -> None:
+    processor = DeepEncoderImageProcessor(mode="gundam")
+    images = [random_image(700 + 100 * index, 900) for index in range(6)]
+    expected = [processor(image, return_tensors="pt") for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        for one, other in zip(expected, pool.map(lambda i: processor(i, return_tensors="pt"), images), strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_batch_of_everything(example_page: Path) -> None:
