@@ -1,0 +1,380 @@
+"""Pages through a model: worker processes decode and prepare, batches are cut by a budget, order is kept.
+
+Unusual: workers send pixels as bytes and not as floats, a quarter of the size, in arrays that go through a pipe and
+not through shared memory, of which containers have little; they are scaled and normalised beside the model, to the
+same numbers. A page that fails is a result like any other. A batch that does not fit into memory is halved.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .pages import Page, PageError, load_page
+from .tiling import count_image_tokens
+
+__all__ = [
+    "DTYPES",
+    "OUTPUTS",
+    "BatchBudget",
+    "PageFeatures",
+    "PreparedImage",
+    "encode_images",
+    "iterate_features",
+    "prepare_image",
+]
+
+OUTPUTS = ("pooled", "tokens", "vision_tokens")
+DTYPES = ("float16", "bfloat16", "float32")
+CPU_BUDGET = 1 << 20  # pixels a batch: one page in base mode. More is no faster, only larger.
+PIXELS_PER_GIB = 1 << 20  # of an accelerator's free memory
+MOST_PIXELS = 32 << 20  # beyond it, nothing is faster
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as the model's views.
+
+    Args:
+        width, height (`int`): of the image, in pixels.
+        sha256 (`str`): of the image's RGB bytes, row-major.
+        view (`numpy.ndarray` of shape `(3, H, W)`): the global view, not yet scaled and normalised.
+        tiles (`numpy.ndarray` of shape `(T, 3, t, t)`, *optional*): likewise.
+        grid (`tuple[int, int]`): columns and rows of tiles; `(1, 1)` without.
+    """
+
+    width: int
+    height: int
+    sha256: str
+    view: np.ndarray
+    tiles: np.ndarray | None
+    grid: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all views: what the model's work and memory go by."""
+        tiles = 0 if self.tiles is None else self.tiles.size
+        return (self.view.size + tiles) // self.view.shape[0]
+
+
+@dataclass
+class PageFeatures:
+    """What became of a page: features, or an error.
+
+    Args:
+        page ([`Page`]): which one.
+        width, height, sha256, grid: as in [`PreparedImage`]; zeros and `""` for a failed page.
+        num_tokens (`int`): its vision tokens, laid out.
+        outputs (`dict[str, numpy.ndarray]`): `pooled` `(clip_hidden,)`, `tokens` `(n, hidden)`: the global view's
+            fused tokens and then each tile's, `vision_tokens` `(num_tokens, projection_dim)`; those asked for.
+            bfloat16 comes as float32, which holds its values exactly.
+        error (`str`): why there is nothing; `""` if all went well.
+    """
+
+    page: Page
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    grid: tuple[int, int] = (1, 1)
+    num_tokens: int = 0
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    error: str = ""
+
+
+class BatchBudget:
+    """How many pixels a batch may have; less after each batch that did not fit.
+
+    Args:
+        batch_size: a number of pages, or `"auto"`: by pixels, one page in base mode on a CPU, and on an accelerator
+            what a third of its free memory is sure to hold.
+        device (`torch.device`): the model's.
+    """
+
+    def __init__(self, batch_size: int | str, device: torch.device) -> None:
+        if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"batch_size must be 'auto' or a positive number, got {batch_size!r}.")
+        self.pages = batch_size if isinstance(batch_size, int) else None
+        self.pixels = CPU_BUDGET
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0] / 3
+            self.pixels = min(MOST_PIXELS, max(CPU_BUDGET, int(free / 2**30 * PIXELS_PER_GIB)))
+
+    def is_full(self, images: Sequence[PreparedImage]) -> bool:
+        """Whether no further image of the size of the last one fits."""
+        if self.pages is not None:
+            return len(images) >= self.pages
+        return bool(images) and sum(image.pixels for image in images) + images[-1].pixels > self.pixels
+
+    def halve(self, images: Sequence[PreparedImage]) -> None:
+        """Remember that these were too many."""
+        half = max(1, len(images) // 2)
+        if self.pages is not None:
+            self.pages = min(self.pages, half)
+        self.pixels = min(self.pixels, max(1, sum(image.pixels for image in images) // 2))
+
+
+def prepare_image(image: Image.Image, image_processor: Any, mode: str | None = None) -> PreparedImage:
+    """Cut an RGB image into the views that the model sees.
+
+    Raises:
+        `PageError`: it cannot be used.
+    """
+    fields = {} if mode is None else {"mode": mode}
+    try:
+        inputs = image_processor(image, do_rescale=False, do_normalize=False, **fields)
+    except ValueError as error:
+        raise PageError(str(error)) from error
+    columns, rows = (int(cells) for cells in inputs["patches_grid"][0])
+    tiles = inputs.get("pixel_values_local")
+    return PreparedImage(
+        image.width,
+        image.height,
+        hashlib.sha256(image.tobytes()).hexdigest(),
+        np.asarray(inputs["pixel_values"][0]),
+        None if tiles is None else np.stack(tiles),
+        (columns, rows),
+    )
+
+
+def _to_pixel_values(views: np.ndarray, image_processor: Any, device: torch.device) -> torch.Tensor:
+    """Scale and normalise `(views, 3, H, W)` bytes, by the same operations in float32 as the image processor's."""
+    pixels = torch.from_numpy(views).to(device)
+    factor = np.full(3, image_processor.rescale_factor if image_processor.do_rescale else 1.0)
+    normalize = image_processor.do_normalize
+    mean = np.broadcast_to(np.asarray(image_processor.image_mean if normalize else 0.0, np.float64), 3)
+    std = np.broadcast_to(np.asarray(image_processor.image_std if normalize else 1.0, np.float64), 3)
+    scale, shift = (
+        torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None] for values in (factor / std, -mean / std)
+    )
+    return pixels.to(torch.float32).mul_(scale).add_(shift)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch raises, on a CPU or an accelerator, when an allocation fails."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def _forward(
+    images: Sequence[PreparedImage], model: Any, image_processor: Any, outputs: Sequence[str], dtype: str
+) -> list[dict[str, np.ndarray] | PageError]:
+    device = next(model.parameters()).device
+    # Views of one batch have one size; a processor that does not resize gives others, a page at a time.
+    values = _to_pixel_values(np.stack([image.view for image in images]), image_processor, device)
+    tiles = [image.tiles for image in images if image.tiles is not None]
+    local = _to_pixel_values(np.concatenate(tiles), image_processor, device) if tiles else None
+    with torch.inference_mode():
+        encoded = model(pixel_values=values, pixel_values_local=local, patches_grid=[image.grid for image in images])
+        counts = [0 if image.tiles is None else len(image.tiles) for image in images]
+        local_tokens = [None] * len(images)
+        if local is not None:
+            local_tokens = encoded.local_last_hidden_state.split(counts)
+        found = []
+        for index in range(len(images)):
+            chosen = {}
+            for name in outputs:
+                if name == "pooled":
+                    chosen[name] = encoded.pooler_output[index]
+                elif name == "tokens":
+                    parts = [encoded.last_hidden_state[index]]
+                    if local_tokens[index] is not None:
+                        parts.append(local_tokens[index].flatten(0, 1).to(parts[0].device))
+                    chosen[name] = torch.cat(parts)
+                else:
+                    chosen[name] = encoded.vision_tokens[index]
+            found.append(chosen)
+        return [_store(chosen, dtype) for chosen in found]
+
+
+def _store(chosen: dict[str, torch.Tensor], dtype: str) -> dict[str, np.ndarray] | PageError:
+    """Bring features home in the type in which they are kept, unless they do not fit it."""
+    arrays = {}
+    for name, tensor in chosen.items():
+        kept = tensor.to(getattr(torch, dtype))
+        if not bool(kept.isfinite().all()):
+            if not bool(tensor.isfinite().all()):
+                return PageError(f"{name} has values that are not finite: the model overflows in {tensor.dtype}")
+            largest = float(tensor.abs().max())
+            return PageError(f"{name} reaches {largest:.6g}, which {dtype} cannot hold: choose bfloat16 or float32")
+        arrays[name] = (kept.float() if dtype == "bfloat16" else kept).cpu().numpy()
+    return arrays
+
+
+def encode_images(
+    images: Sequence[PreparedImage],
+    model: Any,
+    image_processor: Any,
+    outputs: Sequence[str] = OUTPUTS,
+    dtype: str = "float16",
+    budget: BatchBudget | None = None,
+) -> list[dict[str, np.ndarray] | PageError]:
+    """Encode prepared images in one batch, or in halves of it where memory does not suffice.
+
+    Returns:
+        for each image its outputs, as in [`PageFeatures`], or a [`PageError`]: a single image that does not fit into
+        memory, or features that `dtype` cannot hold.
+    """
+    try:
+        return _forward(images, model, image_processor, outputs, dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Only noted here: the exception keeps the tensors alive.
+        reason = f"there is not enough memory for its {images[0].pixels:,} pixels"
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if budget is not None:
+        budget.halve(images)
+    if len(images) == 1:
+        return [PageError(reason)]
+    middle = len(images) // 2
+    halves = (images[:middle], images[middle:])
+    return [
+        result for half in halves for result in encode_images(half, model, image_processor, outputs, dtype, budget)
+    ]
+
+
+class _Loader:
+    """Pages -> prepared images, in a worker process. What torch calls a map-style dataset, whose keys are pages."""
+
+    def __init__(self, image_processor: Any, mode: str | None) -> None:
+        self.image_processor, self.mode = image_processor, mode
+
+    def __getitem__(self, page: Page) -> tuple[Page, PreparedImage | str]:
+        try:
+            prepared: PreparedImage | str = prepare_image(load_page(page), self.image_processor, self.mode)
+        except PageError as error:
+            prepared = str(error) or "it cannot be used"
+        except MemoryError:
+            prepared = "not enough memory to prepare it"
+        return page.without_data(), prepared  # what was read need not travel back
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _prepare_pages(
+    pages: Iterable[Page], image_processor: Any, mode: str | None, workers: int
+) -> Iterator[tuple[Page, PreparedImage | str]]:
+    from torch.utils.data import DataLoader
+
+    # Pages are the keys that the sampler draws: it stays lazy, and results come in its order.
+    return iter(
+        DataLoader(
+            _Loader(image_processor, mode),  # type: ignore[arg-type]
+            sampler=pages,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_identity,
+            worker_init_fn=_start_worker if workers else None,
+            prefetch_factor=4 if workers else None,
+        )
+    )
+
+
+def iterate_features(
+    pages: Iterable[Page],
+    model: Any,
+    image_processor: Any,
+    *,
+    mode: str | None = None,
+    outputs: Sequence[str] = OUTPUTS,
+    dtype: str = "float16",
+    batch_size: int | str = "auto",
+    workers: int = 1,
+) -> Iterator[PageFeatures]:
+    """Encode a stream of pages, in order, while worker processes decode and prepare the next ones.
+
+    Args:
+        pages: of [`list_pages`], say. Drawn as they are needed, never all at once.
+        model ([`DeepEncoder`]): on its device, in its dtype.
+        image_processor ([`DeepEncoderImageProcessor`]): the model's.
+        mode (`str`, *optional*): overrules the image processor's.
+        outputs: any of `"pooled"`, `"tokens"` and `"vision_tokens"`.
+        dtype (`str`, defaults to `"float16"`): of the features; see [`PageFeatures`].
+        batch_size: see [`BatchBudget`].
+        workers (`int`, defaults to 1): processes that decode; 0 for none, and no overlap.
+
+    Yields:
+        [`PageFeatures`], one a page.
+
+    Raises:
+        `ValueError`: an unknown output or dtype, or a `batch_size` or `workers` out of range.
+    """
+    check_outputs(outputs, dtype)
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}.")
+    budget = BatchBudget(batch_size, next(model.parameters()).device)
+    model.eval()
+    return _iterate(pages, model, image_processor, mode, outputs, dtype, budget, workers)
+
+
+def check_outputs(outputs: Sequence[str], dtype: str) -> None:
+    """Raise `ValueError` for outputs or a dtype that there are not."""
+    if isinstance(outputs, str) or not outputs or not set(outputs) <= set(OUTPUTS) or len(set(outputs)) < len(outputs):
+        raise ValueError(f"outputs must be some of {', '.join(map(repr, OUTPUTS))}, got {outputs!r}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
+
+
+def _iterate(
+    pages: Iterable[Page],
+    model: Any,
+    image_processor: Any,
+    mode: str | None,
+    outputs: Sequence[str],
+    dtype: str,
+    budget: BatchBudget,
+    workers: int,
+) -> Iterator[PageFeatures]:
+    waiting: list[tuple[Page, PreparedImage | str]] = []
+
+    def encode() -> Iterator[PageFeatures]:
+        images = [image for _, image in waiting if isinstance(image, PreparedImage)]
+        results = iter(encode_images(images, model, image_processor, outputs, dtype, budget) if images else ())
+        for page, image in waiting:
+            if isinstance(image, str):
+                yield PageFeatures(page, error=image)
+                continue
+            result = next(results)
+            facts: dict[str, Any] = {"width": image.width, "height": image.height, "sha256": image.sha256}
+            if isinstance(result, PageError):
+                yield PageFeatures(page, **facts, error=str(result))
+                continue
+            tokens = count_tokens(image, model.config.sam_config.total_stride)
+            yield PageFeatures(page, **facts, grid=image.grid, num_tokens=tokens, outputs=result)
+        waiting.clear()
+
+    for page, image in _prepare_pages(pages, image_processor, mode, workers):
+        images = [other for _, other in waiting if isinstance(other, PreparedImage)]
+        if (
+            isinstance(image, PreparedImage)
+            and images
+            and (budget.is_full(images) or image.view.shape != images[-1].view.shape)
+        ):
+            yield from encode()
+        if isinstance(image, str) and not images:
+            yield PageFeatures(page, error=image)  # nothing is ahead of it
+            continue
+        waiting.append((page, image))
+    yield from encode()
+
+
+def count_tokens(image: PreparedImage, stride: int) -> int:
+    """Count the vision tokens of an image, newlines and separator included."""
+    height, width = image.view.shape[1:]
+    tile = 0 if image.tiles is None else -(-image.tiles.shape[-1] // stride)
+    return count_image_tokens((-(-width // stride), -(-height // stride)), image.grid, (tile, tile))

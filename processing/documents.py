@@ -1,0 +1,341 @@
+"""What a corpus is: files, folders, archives, tables and datasets -> an ordered stream of page references.
+
+Unusual: nothing is listed ahead of time, so that a corpus may be larger than memory, and nothing is decoded. The order
+is the same every time, in every process: each can take its share without asking the others. What a file is is told by
+its first bytes; suffixes only choose which files of a folder are looked at.
+"""
+
+import glob
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .pages import MAX_ENCODED_BYTES, Page, PageError, open_pdf
+
+__all__ = ["Selector", "list_pages"]
+
+Selector = Callable[[int, str, int], bool]
+"""Whether a page is wanted: takes its index in the corpus, its source and its page number."""
+
+MAX_FRAMES = 100_000  # a TIFF may claim any number
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+
+
+def list_pages(
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    dpi: int = 144,
+    split: str | None = None,
+    column: str | None = None,
+    wanted: Selector | None = None,
+) -> Iterator[Page]:
+    """List the pages of a corpus, lazily and in the same order every time.
+
+    Args:
+        sources: images, PDFs, TIFFs (all their frames), parquet files, WebDataset tars, globs, folders (searched
+            recursively, in the order of names, without following links to folders, hidden files left out), folders
+            that `datasets` saved, and ids of datasets on the Hub, which are streamed.
+        dpi (`int`, defaults to 144): dots per inch of rendered PDFs.
+        split (`str`, *optional*): of datasets. Default: the only one.
+        column (`str`, *optional*): with the images of parquet files and datasets. Default: the only image column.
+        wanted (`Selector`, *optional*): pages to leave out are named to it, and neither read nor given.
+
+    Yields:
+        [`Page`]. What cannot be listed (a broken PDF, say) is a page of kind `"failed"`.
+
+    Raises:
+        `FileNotFoundError`: one of the sources does not exist.
+        `ImportError`: a library for this kind of source is missing; names the extra that brings it.
+        `ValueError`: a table without that column, a dataset without that split, a `dpi` that is not positive.
+    """
+    if dpi < 1:
+        raise ValueError(f"dpi must be positive, got {dpi}.")
+    index = 0
+    for page in _list_all([os.fspath(source) for source in sources], dpi, split, column):
+        if wanted is None or wanted(index, page.source, page.page):
+            yield page.at(index) if isinstance(page, _Later) else replace(page, index=index)
+        index += 1
+
+
+class _Later:
+    """A page whose bytes are read only if it is wanted."""
+
+    def __init__(self, source: str, page: int, read: Callable[[], Any]) -> None:
+        self.source, self.page, self.read = source, page, read
+
+    def at(self, index: int) -> Page:
+        try:
+            data, path = self.read()
+            if path is not None and data is None:
+                return Page(self.source, self.page, index, path=path)
+            if not isinstance(data, bytes) or not data:
+                raise PageError("there is no image in this row")
+            if len(data) > MAX_ENCODED_BYTES:
+                raise PageError(f"it is larger than {MAX_ENCODED_BYTES:,} bytes")
+        except PageError as error:
+            return Page(self.source, self.page, index, kind="failed", error=str(error))
+        return Page(self.source, self.page, index, data=data)
+
+
+def _list_all(sources: list[str], dpi: int, split: str | None, column: str | None) -> Iterator[Page | _Later]:
+    done: set[str] = set()  # earlier sources: a file that two of them name is listed once
+    for source in sources:
+        if source in done:
+            continue
+        if os.path.isdir(source):
+            if any(os.path.isfile(os.path.join(source, name)) for name in DATASET_FILES):
+                yield from _list_saved_dataset(source, split, column)
+            else:
+                for path in _walk(source):
+                    if not _is_covered(path, done):
+                        yield from _list_file(path, dpi, column)
+        elif os.path.exists(source):
+            if not _is_covered(source, done):
+                yield from _list_file(source, dpi, column)
+        elif glob.has_magic(source):
+            found = sorted(glob.glob(source, recursive=True))
+            if not found:
+                raise FileNotFoundError(f"{source!r}: nothing matches.")
+            yield from _list_all([path for path in found if not _is_covered(path, done)], dpi, split, column)
+            done.update(found)
+        elif _is_hub_id(source):
+            yield from _list_hub_dataset(source, split, column)
+        else:
+            raise FileNotFoundError(f"{source!r}: there is no such file or folder.")
+        done.add(os.path.normpath(source))
+
+
+def _is_covered(path: str, done: set[str]) -> bool:
+    """Whether an earlier source is this file or holds it."""
+    if not done:
+        return False
+    path = os.path.normpath(path)
+    return path in done or any(str(parent) in done for parent in Path(path).parents)
+
+
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not os.path.splitext(source)[1]
+
+
+@cache
+def _image_suffixes() -> tuple[str, ...]:
+    """What Pillow decodes itself: no PostScript, which it hands to a program, and none that it only names."""
+    left_out = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+    return tuple(
+        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in left_out
+    )
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    suffixes = (*_image_suffixes(), ".pdf", ".parquet", *ARCHIVE_SUFFIXES)
+    for where, folders, names in os.walk(folder, onerror=fail, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
+                yield os.path.join(where, name)
+
+
+def _list_file(path: str, dpi: int, column: str | None) -> Iterator[Page | _Later]:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        yield Page(path, kind="failed", error=error.strerror or str(error))
+        return
+    if b"%PDF-" in head:
+        yield from _list_pdf(path, dpi)
+    elif head.startswith(TIFF_MAGIC):
+        yield from _list_tiff(path)
+    elif head.startswith(b"PAR1"):
+        yield from _list_parquet(path, column)
+    elif path.lower().endswith(ARCHIVE_SUFFIXES) or head[257:262] == b"ustar":
+        yield from _list_tar(path)
+    elif path.lower().endswith((".pdf", ".parquet")):
+        kind = "PDF" if path.lower().endswith(".pdf") else "parquet file"
+        yield Page(path, kind="failed", error=f"it is not a {kind}" if head else "it is an empty file")
+    else:
+        yield Page(path, path=path)
+
+
+def _list_pdf(path: str, dpi: int) -> Iterator[Page]:
+    try:
+        count = len(open_pdf(path))
+        if not count:
+            raise PageError("the PDF has no pages")
+    except PageError as error:
+        yield Page(path, kind="failed", error=str(error))
+        return
+    for number in range(count):
+        yield Page(path, number, kind="pdf", path=path, dpi=dpi)
+
+
+def _list_tiff(path: str) -> Iterator[Page]:
+    try:
+        with Image.open(path) as image:
+            count = min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
+    except Exception:  # decoding it says why
+        count = 1
+    for number in range(count):
+        yield Page(path, number, kind="tiff", path=path)
+
+
+def _list_parquet(path: str, column: str | None) -> Iterator[Page | _Later]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        yield Page(path, kind="failed", error=f"the parquet file cannot be read: {str(error).splitlines()[0]}")
+        return
+    with file:
+        schema = file.schema_arrow
+        images = [field.name for field in schema if _holds_images(field.type)]
+        name = _choose(column, images, list(schema.names), path)
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = _RowGroup(file, group, name)
+            for row in range(file.metadata.row_group(group).num_rows):
+                yield _Later(path, first + row, lambda rows=rows, row=row: rows.read(row))  # type: ignore[misc]
+            first += file.metadata.row_group(group).num_rows
+
+
+class _RowGroup:
+    """The image column of a part of a parquet file, read at the first page that is wanted."""
+
+    def __init__(self, file: Any, group: int, column: str) -> None:
+        self.file, self.group, self.column = file, group, column
+        self.values: Any = None
+
+    def read(self, row: int) -> tuple[bytes | None, None]:
+        if self.values is None:
+            try:
+                self.values = self.file.read_row_group(self.group, columns=[self.column]).column(0)
+            except Exception as error:
+                self.values = PageError(f"the parquet file cannot be read: {str(error).splitlines()[0]}")
+        if isinstance(self.values, PageError):
+            raise self.values
+        value = self.values[row].as_py()
+        # Paths in a table are not followed: they are whatever its author wrote.
+        return (value.get("bytes") if isinstance(value, dict) else value), None
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _choose(wanted: str | None, images: list[str], names: list[str], source: str) -> str:
+    if wanted is not None:
+        if wanted not in names:
+            raise ValueError(f"column must be one of {', '.join(names)} in {source!r}, got {wanted!r}.")
+        return wanted
+    if len(images) != 1:
+        found = ", ".join(images) if images else "none"
+        raise ValueError(f"column must be named, as {source!r} has not one image column: {found}.")
+    return images[0]
+
+
+def _list_tar(path: str) -> Iterator[Page | _Later]:
+    """List the images of an archive. Uncompressed, they are found again by their place in the file."""
+    try:
+        try:
+            archive = tarfile.open(path, "r:")
+            plain = True
+        except tarfile.ReadError:
+            archive, plain = tarfile.open(path, "r|*"), False
+        with archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would remember every one
+                if not member.isfile() or not member.name.lower().endswith(_image_suffixes()):
+                    continue
+                source = f"{path}::{member.name}"
+                if member.size > MAX_ENCODED_BYTES:
+                    yield Page(source, kind="failed", error=f"it is larger than {MAX_ENCODED_BYTES:,} bytes")
+                elif plain and member.size and not member.sparse:
+                    yield Page(source, path=path, offset=member.offset_data, size=member.size)
+                else:
+                    yield _Later(source, 0, lambda member=member: (_extract(archive, member), None))  # type: ignore[misc]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        yield Page(path, kind="failed", error=f"the archive cannot be read: {error}")
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    data = file.read() if file is not None else b""
+    if not data:
+        raise PageError("it is an empty file")
+    return data
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError('Datasets need the datasets library: pip install "deepencoder[datasets]".') from error
+    return datasets
+
+
+def _list_saved_dataset(folder: str, split: str | None, column: str | None) -> Iterator[_Later]:
+    datasets = _import_datasets()
+    data = datasets.load_from_disk(folder)
+    if isinstance(data, datasets.DatasetDict):
+        data = data[_choose_split(split, list(data), folder)]
+    column = _choose_feature(datasets, data.features, column, folder)
+    data = data.select_columns([column])
+    if isinstance(data.features[column], datasets.Image):
+        data = data.cast_column(column, datasets.Image(decode=False))
+
+    def read(row: int) -> tuple[Any, Any]:
+        value = data[row][column]
+        if isinstance(value, dict):
+            return value.get("bytes"), value.get("path")
+        return value, None
+
+    source = folder if split is None else f"{folder}::{split}"
+    for row in range(len(data)):
+        yield _Later(source, row, lambda row=row: read(row))  # type: ignore[misc]
+
+
+def _list_hub_dataset(name: str, split: str | None, column: str | None) -> Iterator[_Later]:
+    """Stream a dataset: every process reads all of it, as only its order says which page is which."""
+    datasets = _import_datasets()
+    if split is None:
+        split = _choose_split(None, datasets.get_dataset_split_names(name), name)
+    data = datasets.load_dataset(name, split=split, streaming=True)
+    features = data.features if data.features is not None else data._resolve_features().features
+    column = _choose_feature(datasets, features, column, name)
+    data = data.select_columns([column])
+    if isinstance(features[column], datasets.Image):
+        data = data.cast_column(column, datasets.Image(decode=False))
+    for row, example in enumerate(data):
+        value = example[column]
+        encoded = (value.get("bytes"), None) if isinstance(value, dict) else (value, None)
+        yield _Later(f"{name}::{split}", row, lambda encoded=encoded: encoded)  # type: ignore[misc]
+
+
+def _choose_split(wanted: str | None, splits: list[str], source: str) -> str:
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    if wanted not in splits:
+        raise ValueError(f"split must be one of {', '.join(splits)} of {source!r}, got {wanted!r}.")
+    return wanted
+
+
+def _choose_feature(datasets: Any, features: Any, column: str | None, source: str) -> str:
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    return _choose(column, images, list(features), source)
