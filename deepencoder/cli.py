@@ -17,6 +17,7 @@ from .commands.common import UserError, make_console
 from .commands.convert import convert
 from .commands.encode import encode
 from .commands.export import export
+from .commands.extract import extract
 from .commands.info import info
 from .commands.push import push
 from .conversion.remote import PROGRESS_BAR
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="DeepSeek-OCR's vision encoder: pages in, vision tokens out.",
 )
-for _command in (encode, info, convert, push, export):
+for _command in (encode, extract, info, convert, push, export):
     app.command()(_command)
 
 

@@ -7,7 +7,7 @@ same numbers. A page that fails is a result like any other. A batch that does no
 
 import hashlib
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,7 +173,7 @@ def _forward(
     with torch.inference_mode():
         encoded = model(pixel_values=values, pixel_values_local=local, patches_grid=[image.grid for image in images])
         counts = [0 if image.tiles is None else len(image.tiles) for image in images]
-        local_tokens = [None] * len(images)
+        local_tokens: Sequence[torch.Tensor | None] = [None] * len(images)
         if local is not None:
             local_tokens = encoded.local_last_hidden_state.split(counts)
         found = []
@@ -184,8 +184,8 @@ def _forward(
                     chosen[name] = encoded.pooler_output[index]
                 elif name == "tokens":
                     parts = [encoded.last_hidden_state[index]]
-                    if local_tokens[index] is not None:
-                        parts.append(local_tokens[index].flatten(0, 1).to(parts[0].device))
+                    if (tile_tokens := local_tokens[index]) is not None:
+                        parts.append(tile_tokens.flatten(0, 1).to(parts[0].device))
                     chosen[name] = torch.cat(parts)
                 else:
                     chosen[name] = encoded.vision_tokens[index]
@@ -275,7 +275,7 @@ def _prepare_pages(
     return iter(
         DataLoader(
             _Loader(image_processor, mode),  # type: ignore[arg-type]
-            sampler=pages,  # type: ignore[arg-type]
+            sampler=pages,
             batch_size=None,
             num_workers=workers,
             collate_fn=_identity,
@@ -295,6 +295,7 @@ def iterate_features(
     dtype: str = "float16",
     batch_size: int | str = "auto",
     workers: int = 1,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[PageFeatures]:
     """Encode a stream of pages, in order, while worker processes decode and prepare the next ones.
 
@@ -307,6 +308,7 @@ def iterate_features(
         dtype (`str`, defaults to `"float16"`): of the features; see [`PageFeatures`].
         batch_size: see [`BatchBudget`].
         workers (`int`, defaults to 1): processes that decode; 0 for none, and no overlap.
+        stop (*optional*): asked between batches: whether to end here.
 
     Yields:
         [`PageFeatures`], one a page.
@@ -319,7 +321,7 @@ def iterate_features(
         raise ValueError(f"workers must not be negative, got {workers}.")
     budget = BatchBudget(batch_size, next(model.parameters()).device)
     model.eval()
-    return _iterate(pages, model, image_processor, mode, outputs, dtype, budget, workers)
+    return _iterate(pages, model, image_processor, mode, outputs, dtype, budget, workers, stop)
 
 
 def check_outputs(outputs: Sequence[str], dtype: str) -> None:
@@ -339,6 +341,7 @@ def _iterate(
     dtype: str,
     budget: BatchBudget,
     workers: int,
+    stop: Callable[[], bool] | None,
 ) -> Iterator[PageFeatures]:
     waiting: list[tuple[Page, PreparedImage | str]] = []
 
@@ -359,6 +362,8 @@ def _iterate(
         waiting.clear()
 
     for page, image in _prepare_pages(pages, image_processor, mode, workers):
+        if stop is not None and stop():
+            return
         images = [other for _, other in waiting if isinstance(other, PreparedImage)]
         if (
             isinstance(image, PreparedImage)
@@ -370,7 +375,8 @@ def _iterate(
             yield PageFeatures(page, error=image)  # nothing is ahead of it
             continue
         waiting.append((page, image))
-    yield from encode()
+    if stop is None or not stop():
+        yield from encode()
 
 
 def count_tokens(image: PreparedImage, stride: int) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .pages import MAX_ENCODED_BYTES, Page, PageError, open_pdf
 
-__all__ = ["Selector", "list_pages"]
+__all__ = ["Selector", "is_streamed", "list_pages"]
 
 Selector = Callable[[int, str, int], bool]
 """Whether a page is wanted: takes its index in the corpus, its source and its page number."""
@@ -60,9 +60,18 @@ def list_pages(
         raise ValueError(f"dpi must be positive, got {dpi}.")
     index = 0
     for page in _list_all([os.fspath(source) for source in sources], dpi, split, column):
+        page = _with_clean_name(page)
         if wanted is None or wanted(index, page.source, page.page):
             yield page.at(index) if isinstance(page, _Later) else replace(page, index=index)
         index += 1
+
+
+def _with_clean_name(page: "Page | _Later") -> "Page | _Later":
+    """File names need not be text; a column of text needs to be."""
+    name = page.source.encode(errors="backslashreplace").decode()
+    if name == page.source:
+        return page
+    return replace(page, source=name) if isinstance(page, Page) else _Later(name, page.page, page.read)
 
 
 class _Later:
@@ -119,6 +128,11 @@ def _is_covered(path: str, done: set[str]) -> bool:
         return False
     path = os.path.normpath(path)
     return path in done or any(str(parent) in done for parent in Path(path).parents)
+
+
+def is_streamed(source: str) -> bool:
+    """Whether this is no file here, but names a dataset on the Hub: listing it is downloading it."""
+    return not os.path.exists(source) and not glob.has_magic(source) and _is_hub_id(source)
 
 
 def _is_hub_id(source: str) -> bool:
@@ -260,7 +274,7 @@ def _list_tar(path: str) -> Iterator[Page | _Later]:
             archive, plain = tarfile.open(path, "r|*"), False
         with archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # it would remember every one
+                archive.members.clear()  # type: ignore[attr-defined]  # it would remember every one
                 if not member.isfile() or not member.name.lower().endswith(_image_suffixes()):
                     continue
                 source = f"{path}::{member.name}"

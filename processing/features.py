@@ -129,7 +129,8 @@ class FeatureExtractor:
     ```
 
     With `with_rank=True` and `num_proc` (`multiprocess` set to `"spawn"`), each process takes a GPU of its own. A
-    second run of the same map is read from datasets' cache. To keep columns: `features=extractor.extend(dataset.features)`.
+    second run of the same map is read from datasets' cache. To keep the other columns, say
+    `features=extractor.extend(dataset.features)`.
 
     Args:
         model (`str`): a folder or a Hub id, loaded by `AutoModel`.
@@ -179,7 +180,6 @@ class FeatureExtractor:
             )
         processor = self._load_processor()
         self.identity = identify_model(self.model, config)
-        # Arrow's own bytes: extractors pickle where nobody needs pyarrow's classes to be stable.
         self._fields = feature_fields(config, processor, self.outputs, dtype, mode)
         self._loaded: tuple[Any, Any, BatchBudget] | None = None
 

@@ -19,10 +19,13 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .. import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 from ..conversion.originals import load_original, load_original_with_report
+from ..processing.image_processing import MODES
 
 __all__ = [
+    "DEMO_NOTICE",
     "Dtype",
     "FullDownloadOption",
+    "Mode",
     "ModelOption",
     "RevisionOption",
     "Source",
@@ -35,8 +38,13 @@ __all__ = [
     "load_processor",
     "make_console",
     "one_line",
+    "pick_device",
     "written_whole",
 ]
+
+
+DEMO_NOTICE = "No --model given: using a tiny demo model with fixed random weights. Its features mean nothing."
+Mode = Enum("Mode", {name: name for name in MODES}, type=str)  # type: ignore[misc]
 
 
 class Dtype(str, Enum):
@@ -112,6 +120,17 @@ def check_target(path: Path | None, option: str, suffixes: tuple[str, ...]) -> N
             pass
     except OSError as error:
         raise UserError(f"{option}: cannot write {path}: {error.strerror}.") from error
+
+
+def pick_device(device: str | None) -> torch.device:
+    if device is not None:
+        try:
+            chosen = torch.device(device)
+            torch.zeros(1, device=chosen).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"--device {device!r} cannot be used here: {one_line(error)}") from error
+        return chosen
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
 
 
 def _demo_model() -> DeepEncoder:

@@ -5,7 +5,6 @@ Unusual: a bad image is reported in one line and the others are still encoded.
 
 import json
 import time
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,40 +15,27 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import save_file
 
-from ..processing.image_processing import MODES
 from ..processing.images import to_rgb
 from ..processing.visualization import draw_encoding, stitch_tiles
 from .common import (
+    DEMO_NOTICE,
     Dtype,
     FullDownloadOption,
+    Mode,
     ModelOption,
     RevisionOption,
     Source,
     TrustOption,
-    UserError,
     check_target,
     load_model,
     load_processor,
     make_console,
     one_line,
+    pick_device,
     written_whole,
 )
 
 __all__ = ["encode"]
-
-DEMO_NOTICE = "No --model given: using a tiny demo model with fixed random weights. Its features mean nothing."
-Mode = Enum("Mode", {name: name for name in MODES}, type=str)  # type: ignore[misc]
-
-
-def _pick_device(device: str | None) -> torch.device:
-    if device is not None:
-        try:
-            chosen = torch.device(device)
-            torch.zeros(1, device=chosen).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise UserError(f"--device {device!r} cannot be used here: {one_line(error)}") from error
-        return chosen
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
 
 
 def _to_image(pixels: torch.Tensor, processor: Any) -> Image.Image:
@@ -95,7 +81,7 @@ def encode(
     console, errors = make_console(), make_console(stderr=True)
     check_target(output, "--output", (".safetensors",))
     check_target(picture, "--picture", (".png",))
-    target_device = _pick_device(device)
+    target_device = pick_device(device)
     if model is None:
         errors.print(DEMO_NOTICE, style="yellow")
     source = None if model is None else Source(model, trust_remote_code, revision, full_download)
