@@ -4,6 +4,8 @@ Unusual: a page that cannot be used is a `PageError` with a reason, whatever Pil
 Pages are untrusted: Pillow's limit on pixels stays on, and holds for what pdfium renders as well.
 """
 
+import atexit
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
@@ -121,18 +123,23 @@ def _decode(page: Page) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 
-@lru_cache(maxsize=1)  # a page after the other, of one document
 def open_pdf(path: str) -> Any:
-    """Open a document with pdfium.
+    """Open a document with pdfium; the last one stays open.
 
     Raises:
         `ImportError`: pypdfium2 is missing; names the extra that brings it.
         `PageError`: not a PDF that can be read without a password.
     """
+    return _open_pdf(path, os.getpid())  # a process that was forked must not share its parent's place in the file
+
+
+@lru_cache(maxsize=1)
+def _open_pdf(path: str, process: int) -> Any:
     try:
         import pypdfium2
     except ImportError as error:
         raise ImportError('PDFs need pypdfium2: pip install "deepencoder[pdf]".') from error
+    atexit.register(_open_pdf.cache_clear)  # before pdfium itself goes
     try:
         return pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:

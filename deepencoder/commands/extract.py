@@ -44,6 +44,7 @@ __all__ = ["extract"]
 
 KeptDtype = Enum("KeptDtype", {name: name for name in batches.DTYPES}, type=str)  # type: ignore[misc]
 ShardFormat = Enum("ShardFormat", {name: name for name in shards.FORMATS}, type=str)  # type: ignore[misc]
+FLOAT16, PARQUET = KeptDtype("float16"), ShardFormat("parquet")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST_LINES = 20  # of failed pages on the screen; all are in the file
 A_LONG_TIME = timedelta(days=365)  # that processes may wait for the slowest at the end
@@ -141,9 +142,7 @@ def extract(
     model: ModelOption = None,
     mode: Annotated[Mode | None, typer.Option(help="Default: the model's own.", show_default=False)] = None,
     outputs: Annotated[str, typer.Option(help="Any of pooled,tokens,vision_tokens.")] = "pooled",
-    dtype: Annotated[KeptDtype, typer.Option(help="Of the features; bfloat16 is kept as float32.")] = KeptDtype(
-        "float16"
-    ),
+    dtype: Annotated[KeptDtype, typer.Option(help="Of the features; bfloat16 is kept as float32.")] = FLOAT16,
     model_dtype: Annotated[Dtype, typer.Option(help="In which the model computes.")] = Dtype.auto,
     device: Annotated[str | None, typer.Option(help="Default: an accelerator if there is one.")] = None,
     batch_size: Annotated[str, typer.Option(help="Pages, or auto: by pixels and memory.")] = "auto",
@@ -155,7 +154,7 @@ def extract(
     dpi: Annotated[int, typer.Option(help="At which PDFs are rendered.")] = 144,
     split: Annotated[str | None, typer.Option(help="Of datasets.")] = None,
     column: Annotated[str | None, typer.Option(help="With images, of tables and datasets.")] = None,
-    format: Annotated[ShardFormat, typer.Option(help="Of the features.")] = ShardFormat("parquet"),
+    format: Annotated[ShardFormat, typer.Option(help="Of the features.")] = PARQUET,
     resume: Annotated[bool, typer.Option(help="Go on with the work in DIR.")] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try pages again that failed before.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End at the first page that cannot be used.")] = False,

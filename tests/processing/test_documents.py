@@ -1,0 +1,199 @@
+"""What a corpus is: what is listed, in which order, and what a page becomes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepencoder.processing.documents import list_pages
+from deepencoder.processing.pages import Page, PageError, load_page, to_page_image
+
+from ..conftest import ROOT
+from .corpus import (
+    encoded,
+    picture,
+    write_bad_pages,
+    write_parquet,
+    write_pdf,
+    write_pictures,
+    write_tar,
+    write_tiff,
+)
+
+
+def same(page: Page, image: Image.Image) -> bool:
+    return np.array_equal(np.asarray(load_page(page)), np.asarray(image.convert("RGB")))
+
+
+def test_a_folder_is_listed_in_order_with_all_pages_of_its_documents(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "b", 2)
+    write_pdf(tmp_path / "a.pdf", 3)
+    (tmp_path / "c").mkdir()
+    write_tiff(tmp_path / "c" / "d.tif", 2)
+    (tmp_path / "notes.txt").write_text("left out")
+    (tmp_path / ".hidden.png").write_bytes(encoded(1))
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    pages = list(list_pages([tmp_path]))
+    names = [(os.path.relpath(page.source, tmp_path), page.page, page.index) for page in pages]
+    assert names == [
+        ("a.pdf", 0, 0),
+        ("a.pdf", 1, 1),
+        ("a.pdf", 2, 2),
+        ("b/00000.png", 0, 3),
+        ("b/00001.png", 0, 4),
+        ("c/d.tif", 0, 5),
+        ("c/d.tif", 1, 6),
+    ]
+    assert pages == list(list_pages([tmp_path]))
+    assert same(pages[4], picture(1)) and same(pages[6], picture(1, (65, 96)))
+    assert load_page(pages[0]).size == (144, 288)  # 72 x 144 points at 144 dpi
+    # Rendered, a page is what was put into it, up to JPEG's losses.
+    (small,) = list_pages([tmp_path / "a.pdf"], dpi=72, wanted=lambda index, source, page: page == 1)
+    difference = np.asarray(load_page(small)).astype(int) - np.asarray(picture(1, (72, 144)))
+    assert small.index == 1 and np.abs(difference).mean() < 6
+
+
+def test_content_tells_what_a_file_is(tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", 2).rename(tmp_path / "a.jpg")
+    write_tiff(tmp_path / "b.tif", 2).rename(tmp_path / "b.png")
+    assert [page.kind for page in list_pages([tmp_path])] == ["pdf", "pdf", "tiff", "tiff"]
+
+
+def test_what_two_sources_name_is_listed_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", 3)
+    one, pattern = tmp_path / "a" / "00001.png", str(tmp_path / "a" / "*.png")
+    assert [page.page for page in list_pages([tmp_path, one, pattern, tmp_path])] == [0, 0, 0]
+    sources = [Path(page.source).name for page in list_pages([one, pattern])]
+    assert sources == ["00001.png", "00000.png", "00002.png"]
+    sources = [Path(page.source).name for page in list_pages([one, tmp_path / "a"])]
+    assert sources == ["00001.png", "00000.png", "00002.png"]
+
+
+def test_orientation_and_depth_are_honoured(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.full((3, 4), 0x80FF, np.uint16)).save(tmp_path / "b.png")
+    turned, deep = (load_page(page) for page in list_pages([tmp_path]))
+    assert turned.size == (120, 90) and deep.getpixel((0, 0)) == (0x80, 0x80, 0x80)
+
+
+def test_parquet_is_read_a_row_group_at_a_time_and_only_where_wanted(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", 5)
+    pages = list(list_pages([path]))
+    assert [page.page for page in pages] == [0, 1, 2, 3, 4] and same(pages[4], picture(4))
+    (page,) = list_pages([path], wanted=lambda index, source, number: number == 3)
+    assert same(page, picture(3)) and page.index == 3
+    with pytest.raises(ValueError, match="column must be one of name, image.*'nothing'"):
+        list(list_pages([path], column="nothing"))
+    # Rows of text are no images, each by itself.
+    with pytest.raises(PageError, match="no image"):
+        load_page(next(list_pages([path], column="name")))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_archives(tmp_path: Path, mode: str) -> None:
+    path = write_tar(tmp_path / ("a.tar" if mode == "w" else "a.tar.gz"), 3, mode)
+    pages = list(list_pages([path]))
+    assert [page.source for page in pages] == [f"{path}::part/{number:04d}.png" for number in range(3)]
+    assert all(same(page, picture(number)) for number, page in enumerate(pages))
+    assert [page.data is None for page in pages] == [mode == "w"] * 3  # found again by its place
+
+
+def test_a_cut_archive_fails_where_it_ends(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", 3)
+    path.write_bytes(path.read_bytes()[:20_000])
+    *pages, last = list_pages([path])
+    assert pages and same(pages[0], picture(0))
+    with pytest.raises(PageError):
+        load_page(last)
+
+
+def test_saved_datasets(tmp_path: Path) -> None:
+    images = [{"bytes": encoded(number), "path": None} for number in range(3)]
+    features = datasets.Features({"page": datasets.Image(), "name": datasets.Value("string")})
+    data = datasets.Dataset.from_dict({"page": images, "name": ["a", "b", "c"]}, features=features)
+    data.save_to_disk(tmp_path / "one")
+    pages = list(list_pages([tmp_path / "one"]))
+    assert len(pages) == 3 and same(pages[2], picture(2))
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match="split must be one of train, test"):
+        list(list_pages([tmp_path / "two"]))
+    (page,) = list_pages([tmp_path / "two"], split="test")
+    assert same(page, picture(1))
+
+
+def test_hub_ids_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own streaming, over a folder; only the name is not the Hub's."""
+    write_parquet(tmp_path / "train.parquet", 4)
+    load, names = datasets.load_dataset, []
+
+    def load_dataset(name: str, **kwargs: object) -> object:
+        names.append(name)
+        return load(str(tmp_path), **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train"])
+    pages = list(list_pages(["someone/pages"], column="image"))
+    assert names == ["someone/pages"] and pages[0].source == "someone/pages::train"
+    assert len(pages) == 4 and same(pages[3], picture(3))
+
+
+def test_bad_pages_have_one_error_with_a_reason(tmp_path: Path) -> None:
+    reasons = write_bad_pages(tmp_path / "bad")
+    found = {}
+    for page in list_pages([tmp_path / "bad"]):
+        with pytest.raises(PageError) as caught:
+            load_page(page)
+        found[Path(page.source).name] = str(caught.value)
+    print(found)
+    assert found.keys() == reasons.keys()
+    for name, word in reasons.items():
+        assert word in found[name] and "\n" not in found[name] and str(tmp_path) not in found[name], found[name]
+
+
+def test_cells_of_an_image_column() -> None:
+    expected = np.asarray(picture(0))
+    for value in (picture(0), encoded(0), {"bytes": encoded(0), "path": None}, expected):
+        assert np.array_equal(np.asarray(to_page_image(value)), expected)
+    for value in (None, {"bytes": None, "path": None}, b"", b"nonsense", 3):
+        with pytest.raises(PageError):
+            to_page_image(value)
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    for source in (tmp_path / "nothing", tmp_path / "*.png", "nothing"):
+        with pytest.raises(FileNotFoundError, match="nothing"):
+            list(list_pages([source]))
+    with pytest.raises(ValueError, match="dpi"):
+        list(list_pages([tmp_path], dpi=0))
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/a\xff.png"
+    with open(path, "wb") as file:
+        file.write(encoded(0))
+    (page,) = list_pages([tmp_path])
+    assert page.source.endswith("a\\udcff.png") and same(page, picture(0))
+
+
+def test_libraries_are_imported_when_they_are_needed(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    code = (
+        "import sys\n"
+        "from deepencoder.processing import documents, pages, batches, features, shards, extraction\n"
+        f"assert len(list(documents.list_pages([{str(tmp_path)!r}]))) == 1\n"
+        "found = {'datasets', 'pyarrow', 'pypdfium2'} & set(sys.modules)\n"
+        "assert not found, found\n"
+        "sys.modules['pypdfium2'] = None\n"
+        f"open({str(tmp_path / 'a.pdf')!r}, 'wb').write(b'%PDF-1.4')\n"
+        f"try: list(documents.list_pages([{str(tmp_path)!r}]))\n"
+        "except ImportError as error: assert 'deepencoder[pdf]' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
