@@ -14,10 +14,10 @@ from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcesso
 from ..conftest import randomize
 
 
-def save_model(folder: Path, **fields: object) -> Path:
+def save_model(folder: Path, side: int = 128, **fields: object) -> Path:
     """A tiny model whose views are 128 pixels wide: 2 x 2 tokens, and 1 a tile."""
     randomize(DeepEncoder(DeepEncoderConfig.tiny())).save_pretrained(folder)
-    size = {"height": 128, "width": 128}
+    size = {"height": side, "width": side}
     DeepEncoderImageProcessor(size=size, **({"tile_size": 64} | fields)).save_pretrained(folder)
     return folder
 

@@ -1,0 +1,255 @@
+"""`deepencoder extract`, in real processes that are really killed, and in this one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+import pytest
+import torch
+
+from ..conftest import ROOT
+from ..processing.corpus import picture, save_model, write_bad_pages, write_pdf, write_pictures
+
+COUNT = 200
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return save_model(tmp_path_factory.mktemp("models") / "model", side=64)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_pictures(tmp_path_factory.mktemp("corpus") / "pages", COUNT - 4)
+    write_pdf(folder / "a.pdf", 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
+    """What a run gives that nobody disturbs."""
+    output = tmp_path_factory.mktemp("undisturbed") / "output"
+    done = run(command(corpus, model, output))
+    assert done.returncode == 0, done.stderr
+    return {name: row["pooled"] for name, row in rows_of(output).items()}
+
+
+def command(corpus: Path, model: Path, output: Path, *more: str) -> list[str]:
+    # Shards of four pages: a run is interrupted between many of them.
+    size = ["--shard-size", "256B", "--batch-size", "4"]
+    return ["extract", str(corpus), "--output", str(output), "--model", str(model), *size, *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, *launcher, "-m", "deepencoder", *arguments]
+    return subprocess.run(whole, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
+    """In a group of its own, to which Ctrl-C goes as in a terminal."""
+    whole = [sys.executable, *launcher, "-m", "deepencoder", *arguments]
+    return subprocess.Popen(
+        whole,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rows_of(output: Path) -> dict[tuple[str, int], Any]:
+    """Read every shard; a page that is there twice is a mistake."""
+    found: dict[tuple[str, int], Any] = {}
+    for path in sorted((output / "data").glob("*.parquet")):
+        for row in pyarrow.parquet.read_table(path).to_pylist():
+            assert (row["source"], row["page"]) not in found
+            found[row["source"], row["page"]] = row
+    return found
+
+
+def wait_for_shards(output: Path, count: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(6000):
+        if len(list((output / "data").glob("part-*.parquet"))) >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("no shards")
+
+
+def check(output: Path, expected: dict[tuple[str, int], Any]) -> None:
+    found = rows_of(output)
+    assert found.keys() == expected.keys()
+    for name, row in found.items():
+        assert row["pooled"] == pytest.approx(expected[name], abs=2e-3)
+
+
+def test_killed_at_any_moment_it_goes_on(
+    model: Path, corpus: Path, expected: dict[tuple[str, int], Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    for shards, pause, workers in ((1, 0.0, "2"), (4, 0.013, "0"), (9, 0.037, "1")):
+        process = start(command(corpus, model, output, "--workers", workers))
+        wait_for_shards(output, shards, process)
+        time.sleep(pause)
+        process.kill()
+        process.communicate(timeout=20)  # its workers hold the other ends of these pipes: they end, too
+        rows_of(output)  # no shard is damaged, no page there twice
+    before = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("part-*")}
+    assert len(before) < len(expected) / 4
+    done = run(command(corpus, model, output, "--workers", "2"))
+    assert done.returncode == 0, done.stderr
+    check(output, expected)
+    assert not list((output / "data").glob(".*")), "temporary files are left"
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("part-*")}.items()
+    assert json.loads((output / "manifest.json").read_bytes())["done"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_writes_what_it_has(
+    number: signal.Signals, model: Path, corpus: Path, expected: dict[tuple[str, int], Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    arguments = ["extract", str(corpus), "-o", str(output), "-m", str(model), "--batch-size", "4", "--workers", "2"]
+    process = start([*arguments, "--shard-size", "10KB"])
+    # Shards of 160 pages: only the interruption finishes the one that was begun.
+    for _ in range(6000):
+        if (output / "data").is_dir():
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err and "Interrupted" in out
+    found = rows_of(output)
+    assert 0 < len(found) < COUNT and not list((output / "data").glob(".*"))
+    assert not json.loads((output / "manifest.json").read_bytes())["done"]
+    if number == signal.SIGINT:
+        assert run([*arguments, "--shard-size", "1MB"]).returncode == 0
+        check(output, expected)
+
+
+def test_accelerate_shares_the_corpus(
+    model: Path, corpus: Path, expected: dict[tuple[str, int], Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    arguments = command(corpus, model, output, "--json", "--workers", "0")
+    # Killed, both of them, and continued by one process; then by two again, who find nothing.
+    process = start(arguments, *launcher)
+    wait_for_shards(output, 6, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    some = rows_of(output)
+    assert 0 < len(some) < COUNT
+    process = start(arguments, *launcher)
+    wait_for_shards(output, 20, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = run(arguments, *launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))
+    summary = json.loads(line)
+    assert summary["pages"] == COUNT and summary["done"] and summary["written"] < COUNT
+    check(output, expected)
+    ranks = {path.name.split("-")[1] for path in (output / "data").glob("part-*")}
+    assert ranks == {"00000", "00001"}
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    assert manifest["done"] and sum(shard["rows"] for shard in manifest["shards"]) == COUNT
+    again = run(command(corpus, model, output))
+    assert again.returncode == 0 and "Nothing to do" in again.stdout
+
+
+def test_summary_failures_and_json(cli: Any, model: Path, tmp_path: Path) -> None:
+    folder, output = write_pictures(tmp_path / "pages", 3), tmp_path / "output"
+    bad = write_bad_pages(folder / "bad")
+    arguments = [
+        "extract",
+        folder,
+        "-o",
+        output,
+        "--model",
+        model,
+        "--outputs",
+        "pooled,tokens",
+        "--dtype",
+        "bfloat16",
+    ]
+    code, out, err = cli(*arguments)
+    assert code == 0 and "3 pages" in out and f"{len(bad)} failed" in out and "failures.jsonl" in out
+    lines = [line for line in err.splitlines() if line.startswith("Failed: ")]
+    assert len(lines) == len(bad) and any("encrypted.pdf, page 0: " in line and "password" in line for line in lines)
+    code, out, _ = cli(*arguments, "--json")
+    summary = json.loads(out)
+    assert code == 0 and summary["pages"] == 3 and summary["failed"] == len(bad) and summary["written"] == 0
+    data = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(data) == 3 and data.features["tokens"].length == 1
+    assert data[0]["model"] == str(model) and data[0]["commit"].startswith("sha256:") and data[0]["mode"] == "custom"
+
+
+def test_the_demo_model_and_many_failures(cli: Any, tmp_path: Path) -> None:
+    folder, output = tmp_path / "pages", tmp_path / "output"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.png").write_bytes(b"")
+    picture(0).save(folder / "z.png")
+    code, out, err = cli("extract", folder, "-o", output, "--mode", "tiny", "--workers", "0")
+    assert code == 0 and "mean nothing" in err and "1 pages" in out
+    assert err.count("Failed: ") == 20 and "More pages failed" in err
+    assert len((output / "failures.jsonl").read_text().splitlines()) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.png"], ["nothing.png", "no such file"]),
+        (["PAGES", "--outputs", "pooled,nothing"], ["--outputs", "nothing"]),
+        (["PAGES", "--shard-size", "many"], ["--shard-size", "many"]),
+        (["PAGES", "--shard-size", "0MB"], ["--shard-size", "0MB"]),
+        (["PAGES", "--batch-size", "0"], ["--batch-size", "0"]),
+        (["PAGES", "--workers", "-1"], ["--workers"]),
+        (["PAGES", "--dpi", "0"], ["--dpi"]),
+        (["PAGES", "--device", "nonsense"], ["--device", "nonsense"]),
+        (["PAGES", "--model", "PAGES"], ["cannot be loaded"]),
+        (["PAGES", "--output", "PAGES"], ["PAGES", "not empty"]),
+        (["PAGES", "--output", "/proc/output"], ["/proc/output"]),
+        (["BAD", "--strict", "--mode", "tiny"], ["empty.png", "page 0", "empty file"]),
+    ],
+)
+def test_mistakes_are_one_line(cli: Any, arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pages", 1)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "empty.png").write_bytes(b"")
+    places = {"PAGES": str(tmp_path / "pages"), "BAD": str(tmp_path / "bad")}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    if "--output" not in arguments:
+        arguments += ["--output", str(tmp_path / "output")]
+    code, out, err = cli("extract", *arguments)
+    assert code == 2
+    errors = [line for line in err.splitlines() if line and "mean nothing" not in line]
+    assert len(errors) == 1 and errors[0].startswith("Error: "), err
+    assert all(places.get(word, word) in errors[0] for word in words), err
+
+
+def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> None:
+    folder, output = write_pictures(tmp_path / "pages", 1), tmp_path / "output"
+    assert cli("extract", folder, "-o", output, "--model", model)[0] == 0
+    code, _, err = cli("extract", folder, "-o", output, "--model", model, "--mode", "tiny", "--dpi", "72")
+    assert code == 2 and "mode was 'custom' and is 'tiny'" in err and "dpi was 144 and is 72" in err
+    code, _, err = cli("extract", folder, "-o", output, "--model", model, "--no-resume")
+    assert code == 2 and "earlier work" in err

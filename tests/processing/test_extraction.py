@@ -1,0 +1,295 @@
+"""A corpus into shards, in this process: what is written, what goes on, what is refused."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import psutil
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from deepencoder.processing.batches import OUTPUTS
+from deepencoder.processing.documents import list_pages
+from deepencoder.processing.extraction import BadPageError, ExtractionSettings, Progress, extract_features
+from deepencoder.processing.pages import load_page
+
+from .corpus import picture, save_model, write_bad_pages, write_parquet, write_pdf, write_pictures, write_tar
+
+Load = Callable[[], tuple[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    torch.manual_seed(0)
+    folder = save_model(tmp_path_factory.mktemp("models") / "fixed")
+    loaded = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    return lambda: loaded
+
+
+@pytest.fixture(scope="module")
+def load_tiled(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    torch.manual_seed(0)
+    folder = save_model(tmp_path_factory.mktemp("models") / "tiled", crop_to_patches=True)
+    loaded = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    return lambda: loaded
+
+
+def settings(*sources: Path, **fields: Any) -> ExtractionSettings:
+    facts = {"model": "m", "commit": "c", "mode": "custom", "outputs": ("pooled",)} | fields
+    return ExtractionSettings(sources=tuple(map(str, sources)), **facts)  # type: ignore[arg-type]
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(output / "data").to_pylist()
+
+
+def names_of(output: Path) -> list[tuple[str, int]]:
+    return sorted((row["source"], row["page"]) for row in rows_of(output))
+
+
+def test_shards_hold_what_the_model_says(load_tiled: Load, tmp_path: Path) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "output"
+    write_pictures(corpus, 5)
+    picture(7, (400, 130)).save(corpus / "wide.png")
+    write_pdf(corpus / "a.pdf", 2)
+    write_tar(corpus / "b.tar", 2)
+    write_parquet(corpus / "c.parquet", 2)
+    summary = extract_features(settings(corpus, outputs=OUTPUTS), output, load_tiled, shard_size=10_000)
+    assert (summary.pages, summary.failed, summary.done) == (12, 0, True) and summary.shards > 2
+
+    opened = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    table = pyarrow.parquet.read_table(output / "data")
+    assert opened.column_names == table.column_names and len(opened) == len(table) == 12
+    assert opened.features["pooled"] == datasets.Sequence(datasets.Value("float16"), length=32)
+    model, processor = load_tiled()
+    pages = {(page.source, page.page): page for page in list_pages([corpus])}
+    for row in opened.with_format("numpy"):
+        image = load_page(pages.pop((str(row["source"]), int(row["page"]))))
+        with torch.no_grad():
+            expected = model(**processor(image, return_tensors="pt"))
+        assert (row["width"], row["height"], row["mode"]) == (*image.size, "custom")
+        assert row["num_tokens"] == len(expected.vision_tokens[0])
+        assert tuple(row["grid"]) == processor.get_tile_grid(image.height, image.width)
+        np.testing.assert_allclose(row["pooled"], expected.pooler_output[0], atol=4e-3)
+        found = np.stack(row["vision_tokens"])
+        np.testing.assert_allclose(found, expected.vision_tokens[0], atol=8e-3)
+    assert not pages
+    assert len(set(opened["sha256"])) == 8  # archive and table hold the first two pictures again, the PDF its own
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    assert manifest["done"] and manifest["pages"] == 12 and manifest["settings"]["outputs"] == list(OUTPUTS)
+    for shard in manifest["shards"]:
+        assert (output / shard["name"]).stat().st_size == shard["bytes"]
+    assert sum(shard["rows"] for shard in manifest["shards"]) == 12
+
+
+def test_work_that_is_done_is_not_done_again(load: Load, tmp_path: Path) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "output"
+    write_pictures(corpus, 3)
+    bad = write_bad_pages(corpus / "bad")
+    first = extract_features(settings(corpus), output, load)
+    assert (first.written, first.newly_failed) == (3, len(bad))
+    failures = [json.loads(line) for line in (output / "failures.jsonl").read_text().splitlines()]
+    assert {Path(line["source"]).name: line["page"] for line in failures} == dict.fromkeys(bad, 0)
+    assert all(line["reason"] for line in failures)
+
+    def refuse() -> tuple[Any, Any]:
+        raise AssertionError("the model is not needed")
+
+    files = sorted(path.name for path in output.rglob("*"))
+    second = extract_features(settings(corpus), output, refuse)
+    assert (second.written, second.newly_failed, second.pages, second.failed) == (0, 0, 3, len(bad))
+    assert sorted(path.name for path in output.rglob("*")) == files
+
+    picture(9).save(corpus / "new.png")
+    picture(10).save(corpus / "bad" / "corrupt.png")
+    third = extract_features(settings(corpus), output, load)
+    assert (third.written, third.pages) == (1, 4)
+    fourth = extract_features(settings(corpus), output, load, retry_failed=True)
+    assert (fourth.written, fourth.pages, fourth.failed) == (1, 5, len(bad) - 1)
+
+
+def test_other_settings_and_other_folders_are_refused(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 2), tmp_path / "output"
+    extract_features(settings(corpus), output, load)
+    changed = settings(corpus, mode="tiny", commit="d", outputs=("tokens",), dtype="float32", dpi=72)
+    with pytest.raises(ValueError) as caught:
+        extract_features(changed, output, load)
+    for words in (
+        "mode was 'custom' and is 'tiny'",
+        "commit was 'c' and is 'd'",
+        "dpi was 144",
+        "dtype was",
+        "outputs",
+    ):
+        assert words in str(caught.value)
+    with pytest.raises(ValueError, match="earlier work"):
+        extract_features(settings(corpus), output, load, resume=False)
+    with pytest.raises(ValueError, match="not empty"):
+        extract_features(settings(corpus), corpus, load)
+    assert len(list(corpus.iterdir())) == 2 + 1  # and the lock
+    assert len(rows_of(output)) == 2
+    (output / "manifest.json").write_text("{nonsense")
+    with pytest.raises(ValueError, match="damaged"):
+        extract_features(settings(corpus), output, load)
+
+
+def test_an_output_has_one_run_at_a_time(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 2), tmp_path / "output"
+    refused = []
+
+    def run_another(_: Progress) -> None:
+        with pytest.raises(ValueError, match="in use"):
+            extract_features(settings(corpus), output, load)
+        refused.append(True)
+
+    extract_features(settings(corpus), output, load, on_progress=run_another)
+    assert len(refused) == 2 and len(rows_of(output)) == 2
+
+
+def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 3), tmp_path / "output"
+    extract_features(settings(corpus), output, load)
+    shard = output / "data" / "part-00000-000000.parquet"
+    half = output / "data" / ".part-00000-000001.parquet.tmp"
+    half.write_bytes(shard.read_bytes()[:100])
+    (output / "data" / "part-00000-000001.safetensors").write_bytes(b"without its table")
+    torn = json.dumps({"source": str(corpus / "00000.png"), "page": 9, "reason": "x"})
+    (output / ".failures-00001.jsonl").write_text(f'{torn}\n{{"source": "half a li')
+    summary = extract_features(settings(corpus), output, load)
+    assert summary.pages == 3 and summary.failed == 1 and summary.written == 0
+    assert sorted(path.name for path in (output / "data").iterdir()) == [shard.name]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="part-00000-000000.parquet is damaged"):
+        extract_features(settings(corpus), output, load)
+    shard.unlink()  # as it says
+    assert extract_features(settings(corpus), output, load).written == 3
+
+
+def test_strict_ends_at_the_first_bad_page(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 4), tmp_path / "output"
+    (corpus / "00002.png").write_bytes(b"nonsense")
+    with pytest.raises(BadPageError, match="00002.png, page 0: it is not an image"):
+        extract_features(settings(corpus), output, load, strict=True)
+    assert [Path(name).name for name, _ in names_of(output)] == ["00000.png", "00001.png"]
+    assert not (output / "failures.jsonl").exists()
+    with pytest.raises(BadPageError):  # it is not taken for done
+        extract_features(settings(corpus), output, load, strict=True)
+    assert extract_features(settings(corpus), output, load).pages == 3
+
+
+def test_processes_share_a_corpus_and_any_number_goes_on(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 50), tmp_path / "output"
+    stop = lambda: len(rows_of(output)) > 0  # noqa: E731
+    extract_features(settings(corpus), output, load, stop=stop, shard_size=64, batch_size=4)
+    some = len(rows_of(output))
+    assert 0 < some < 50 and not json.loads((output / "manifest.json").read_bytes())["done"]
+    for rank in (1, 2):  # one after the other, each believing that the others run
+        gathered: list[Any] = []
+
+        def gather(value: Any, gathered: list[Any] = gathered) -> list[Any]:
+            gathered.append(value)
+            return [value if value is not None else "the main process' summary"]
+
+        extract_features(
+            settings(corpus), output, load, rank=rank, world_size=3, gather=gather, shard_size=64 * 5, workers=0
+        )
+        assert gathered[1][0] > 0
+    summary = extract_features(settings(corpus), output, load, rank=0, world_size=1)
+    assert summary.done and summary.pages == 50
+    names = names_of(output)
+    assert len(set(names)) == len(names) == 50
+    ranks = {path.name.split("-")[1] for path in (output / "data").iterdir()}
+    assert ranks == {"00000", "00001", "00002"}
+
+
+def test_a_stop_writes_what_there_is(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 12), tmp_path / "output"
+    seen: list[int] = []
+    summary = extract_features(
+        settings(corpus),
+        output,
+        load,
+        batch_size=4,
+        stop=lambda: bool(seen),
+        on_progress=lambda progress: seen.append(progress.written),
+    )
+    assert not summary.done and len(rows_of(output)) == summary.written == 4  # the batch at hand, and no more
+    assert extract_features(settings(corpus), output, load).pages == 12
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtypes_and_formats(load: Load, tmp_path: Path, dtype: str) -> None:
+    corpus = write_pictures(tmp_path / "corpus", 3)
+    model, processor = load()
+    outputs = ("pooled", "tokens")
+    extract_features(settings(corpus, dtype=dtype, outputs=outputs), tmp_path / "p", load)
+    beside = settings(corpus, dtype=dtype, outputs=outputs, format="safetensors")
+    extract_features(beside, tmp_path / "s", load, shard_size=700)
+    found = []
+    for shard in sorted((tmp_path / "s" / "data").glob("*.parquet")):
+        tensors = load_file(shard.with_suffix(".safetensors"))
+        for row, facts in enumerate(pyarrow.parquet.read_table(shard).to_pylist()):
+            found.append((facts, tensors[f"{row}.pooled"], tensors[f"{row}.tokens"]))
+    assert len(found) == 3 and "pooled" not in found[0][0]
+    for row, (facts, pooled, tokens) in zip(rows_of(tmp_path / "p"), found, strict=True):
+        assert facts["source"] == row["source"] and pooled.dtype == tokens.dtype == getattr(torch, dtype)
+        with torch.no_grad():
+            image = load_page(next(list_pages([row["source"]])))
+            expected = model(**processor(image, return_tensors="pt"))
+        tolerance = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 2e-5}[dtype]
+        np.testing.assert_allclose(row["pooled"], expected.pooler_output[0], atol=tolerance)
+        torch.testing.assert_close(torch.tensor(row["tokens"]), tokens.float(), atol=0, rtol=0)
+        torch.testing.assert_close(tokens.float(), expected.last_hidden_state[0], atol=tolerance, rtol=0)
+
+
+def test_a_full_disk_keeps_finished_shards(load: Load, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk; the error comes from the same calls."""
+    corpus, output = write_pictures(tmp_path / "corpus", 20), tmp_path / "output"
+    extract_features(settings(corpus), output, load, shard_size=64, stop=lambda: len(rows_of(output)) > 2)
+    before = names_of(output)
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
+        with pytest.raises(OSError):
+            extract_features(settings(corpus), output, load, workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert names_of(output) == before and not list((output / "data").glob(".*"))
+    assert extract_features(settings(corpus), output, load).pages == 20
+
+
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """A smaller version of a run over 10,000 pages, of mixed sizes."""
+    corpus, output = tmp_path / "corpus", tmp_path / "output"
+    model = save_model(tmp_path / "model", side=64)
+    corpus.mkdir()
+    for number in range(20):
+        picture(number, (100 + 20 * number, 500 - 20 * number)).save(corpus / f"{number}.png")
+    for number in range(20, 500):
+        os.link(corpus / f"{number % 20}.png", corpus / f"{number}.png")
+    process, sizes = psutil.Process(), []
+
+    def measure(progress: Progress) -> None:
+        if progress.written % 50 == 0:
+            sizes.append(process.memory_info().rss)
+
+    def load() -> tuple[Any, Any]:
+        return AutoModel.from_pretrained(model).eval(), AutoImageProcessor.from_pretrained(model)
+
+    everything = settings(corpus, outputs=OUTPUTS)
+    summary = extract_features(everything, output, load, batch_size=16, shard_size=50_000, on_progress=measure)
+    assert summary.pages == 500
+    growth = (max(sizes) - sizes[2]) / 1e6
+    print(f"after 150 pages {sizes[2] / 1e6:.0f} MB, growth {growth:.1f} MB")
+    assert growth < 60
