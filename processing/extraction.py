@@ -302,6 +302,8 @@ def _write_all(
     except BaseException:
         writer.close()  # what there is is good
         raise
+    finally:
+        features.close()  # and its workers with it: an exception would keep them alive
     writer.close()
 
 

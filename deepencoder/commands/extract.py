@@ -47,6 +47,7 @@ ShardFormat = Enum("ShardFormat", {name: name for name in shards.FORMATS}, type=
 FLOAT16, PARQUET = KeptDtype("float16"), ShardFormat("parquet")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST_LINES = 20  # of failed pages on the screen; all are in the file
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
 A_LONG_TIME = timedelta(days=365)  # that processes may wait for the slowest at the end
 
 
@@ -256,7 +257,7 @@ def _report(
 
 def _join_processes(device: str | None) -> tuple[torch.device, int, int, Callable[[Any], Sequence[Any]] | None]:
     """Return this process' device, rank, how many there are, and how to hear from all of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if all(os.environ.get(name, "1") == "1" for name in WORLD_SIZES):
         return pick_device(device), 0, 1, None
     from accelerate import PartialState
     from accelerate.utils import gather_object

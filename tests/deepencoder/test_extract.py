@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import psutil
 import pyarrow.parquet
 import pytest
 import torch
@@ -147,20 +148,17 @@ def test_accelerate_shares_the_corpus(
     model: Path, corpus: Path, expected: dict[tuple[str, int], Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    # Its --cpu is for MPI; --multi_gpu starts processes, and --device puts them on the CPU.
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = command(corpus, model, output, "--json", "--workers", "0")
-    # Killed, both of them, and continued by one process; then by two again, who find nothing.
+    arguments = command(corpus, model, output, "--json", "--workers", "0", "--device", "cpu")
     process = start(arguments, *launcher)
     wait_for_shards(output, 6, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    some = rows_of(output)
-    assert 0 < len(some) < COUNT
-    process = start(arguments, *launcher)
-    wait_for_shards(output, 20, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    children = psutil.Process(process.pid).children(recursive=True)
+    for each in (*children, process):  # its processes have groups of their own
+        each.kill()
+    process.communicate(timeout=20)
+    assert 0 < len(rows_of(output)) < COUNT
     done = run(arguments, *launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))
@@ -171,7 +169,7 @@ def test_accelerate_shares_the_corpus(
     assert ranks == {"00000", "00001"}
     manifest = json.loads((output / "manifest.json").read_bytes())
     assert manifest["done"] and sum(shard["rows"] for shard in manifest["shards"]) == COUNT
-    again = run(command(corpus, model, output))
+    again = run(command(corpus, model, output, "--device", "cpu"))  # one process, and nothing left for it
     assert again.returncode == 0 and "Nothing to do" in again.stdout
 
 
