@@ -125,7 +125,8 @@ def open_output(
 
     Raises:
         `OSError`: it cannot be written.
-        `ValueError`: it holds something else, work with other settings (says which), or with `resume=False` any work.
+        `ValueError`: it lies in a source, or holds something else, work with other settings (says which), or with
+            `resume=False` any work.
     """
     wanted = json.loads(json.dumps(asdict(settings)))
     output.mkdir(parents=True, exist_ok=True)
@@ -146,6 +147,9 @@ def open_output(
             raise ValueError(f"output {output} was made with other settings: {'; '.join(changed)}.")
     elif any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise ValueError(f"output {output} is not empty, and holds no {MANIFEST} of earlier work.")
+    for source in settings.sources:
+        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"output {output} lies in the source {source}, and would be read as a part of it.")
     remove_temporaries(output)
     merge_failures(output)
     if retry_failed:

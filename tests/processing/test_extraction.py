@@ -53,6 +53,10 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(output / "data").to_pylist()
 
 
+def list_pages_of(folder: Path) -> list[str]:
+    return [page.source for page in list_pages([folder])]
+
+
 def names_of(output: Path) -> list[tuple[str, int]]:
     return sorted((row["source"], row["page"]) for row in rows_of(output))
 
@@ -136,7 +140,9 @@ def test_other_settings_and_other_folders_are_refused(load: Load, tmp_path: Path
         extract_features(settings(corpus), output, load, resume=False)
     with pytest.raises(ValueError, match="not empty"):
         extract_features(settings(corpus), corpus, load)
-    assert len(list(corpus.iterdir())) == 2 + 1  # and the lock
+    with pytest.raises(ValueError, match="lies in the source"):
+        extract_features(settings(corpus), corpus / "output", load)
+    assert len(list_pages_of(corpus)) == 2
     assert len(rows_of(output)) == 2
     (output / "manifest.json").write_text("{nonsense")
     with pytest.raises(ValueError, match="damaged"):
