@@ -26,8 +26,10 @@ __all__ = [
     "OUTPUTS",
     "BatchBudget",
     "PageFeatures",
+    "PageLoader",
     "PreparedImage",
     "encode_images",
+    "encode_prepared",
     "iterate_features",
     "prepare_image",
 ]
@@ -244,8 +246,8 @@ def encode_images(
     ]
 
 
-class _Loader:
-    """Pages -> prepared images, in a worker process. What torch calls a map-style dataset, whose keys are pages."""
+class PageLoader:
+    """Pages -> prepared images or why there is none. What torch calls a map-style dataset, whose keys are pages."""
 
     def __init__(self, image_processor: Any, mode: str | None) -> None:
         self.image_processor, self.mode = image_processor, mode
@@ -286,7 +288,7 @@ def _prepare_pages(
     # Pages are the keys that the sampler draws: it stays lazy, and results come in its order.
     return iter(
         DataLoader(
-            _Loader(image_processor, mode),  # type: ignore[arg-type]
+            PageLoader(image_processor, mode),  # type: ignore[arg-type]
             sampler=pages,
             batch_size=None,
             num_workers=workers,
@@ -333,7 +335,8 @@ def iterate_features(
         raise ValueError(f"workers must not be negative, got {workers}.")
     budget = BatchBudget(batch_size, next(model.parameters()).device)
     model.eval()
-    return _iterate(pages, model, image_processor, mode, outputs, dtype, budget, workers, stop)
+    prepared = _prepare_pages(pages, image_processor, mode, workers)
+    return encode_prepared(prepared, model, image_processor, outputs, dtype, budget, stop)
 
 
 def check_outputs(outputs: Sequence[str], dtype: str) -> None:
@@ -344,17 +347,16 @@ def check_outputs(outputs: Sequence[str], dtype: str) -> None:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
 
 
-def _iterate(
-    pages: Iterable[Page],
+def encode_prepared(
+    prepared: Iterable[tuple[Page, PreparedImage | str]],
     model: Any,
     image_processor: Any,
-    mode: str | None,
     outputs: Sequence[str],
     dtype: str,
     budget: BatchBudget,
-    workers: int,
-    stop: Callable[[], bool] | None,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[PageFeatures]:
+    """Encode what [`PageLoader`] gives for each page, in order, in batches that the budget cuts."""
     waiting: list[tuple[Page, PreparedImage | str]] = []
 
     def encode() -> Iterator[PageFeatures]:
@@ -373,7 +375,7 @@ def _iterate(
             yield PageFeatures(page, **facts, grid=image.grid, num_tokens=tokens, outputs=result)
         waiting.clear()
 
-    for page, image in _prepare_pages(pages, image_processor, mode, workers):
+    for page, image in prepared:
         if stop is not None and stop():
             return
         images = [other for _, other in waiting if isinstance(other, PreparedImage)]

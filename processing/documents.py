@@ -18,7 +18,7 @@ from PIL import Image
 
 from .pages import MAX_ENCODED_BYTES, Page, PageError, open_pdf
 
-__all__ = ["Selector", "is_streamed", "list_pages"]
+__all__ = ["Selector", "list_files", "is_streamed", "list_pages"]
 
 Selector = Callable[[int, str, int], bool]
 """Whether a page is wanted: takes its index in the corpus, its source and its page number."""
@@ -94,32 +94,46 @@ class _Later:
         return Page(self.source, self.page, index, data=data)
 
 
-def _list_all(sources: list[str], dpi: int, split: str | None, column: str | None) -> Iterator[Page | _Later]:
+def list_files(sources: Sequence[str]) -> Iterator[str]:
+    """List the files of a corpus, each once; folders that `datasets` saved, and ids on the Hub, as they are.
+
+    Raises:
+        `FileNotFoundError`: one of the sources does not exist.
+    """
     done: set[str] = set()  # earlier sources: a file that two of them name is listed once
     for source in sources:
         if source in done:
             continue
-        if os.path.isdir(source):
-            if any(os.path.isfile(os.path.join(source, name)) for name in DATASET_FILES):
-                yield from _list_saved_dataset(source, split, column)
-            else:
-                for path in _walk(source):
-                    if not _is_covered(path, done):
-                        yield from _list_file(path, dpi, column)
+        if _is_plain_folder(source):
+            yield from (path for path in _walk(source) if not _is_covered(path, done))
         elif os.path.exists(source):
-            if not _is_covered(source, done):
-                yield from _list_file(source, dpi, column)
+            if os.path.isdir(source) or not _is_covered(source, done):
+                yield source
         elif glob.has_magic(source):
             found = sorted(glob.glob(source, recursive=True))
             if not found:
                 raise FileNotFoundError(f"{source!r}: nothing matches.")
-            yield from _list_all([path for path in found if not _is_covered(path, done)], dpi, split, column)
+            yield from list_files([path for path in found if not _is_covered(path, done)])
             done.update(found)
         elif _is_hub_id(source):
-            yield from _list_hub_dataset(source, split, column)
+            yield source
         else:
             raise FileNotFoundError(f"{source!r}: there is no such file or folder.")
         done.add(os.path.normpath(source))
+
+
+def _is_plain_folder(path: str) -> bool:
+    return os.path.isdir(path) and not any(os.path.isfile(os.path.join(path, name)) for name in DATASET_FILES)
+
+
+def _list_all(sources: list[str], dpi: int, split: str | None, column: str | None) -> Iterator[Page | _Later]:
+    for source in list_files(sources):
+        if os.path.isdir(source):
+            yield from _list_saved_dataset(source, split, column)
+        elif _is_hub_id(source) and not os.path.exists(source):
+            yield from _list_hub_dataset(source, split, column)
+        else:
+            yield from _list_file(source, dpi, column)
 
 
 def _is_covered(path: str, done: set[str]) -> bool:

@@ -8,6 +8,7 @@ goes on with what is missing; processes share pages by their position in the cor
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -74,8 +75,17 @@ class ExtractionSettings:
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {self.format!r}.")
 
-    def list_pages(self, wanted: Callable[[int, str, int], bool] | None = None) -> Iterator[Page]:
-        return list_pages(self.sources, dpi=self.dpi, split=self.split, column=self.column, wanted=wanted)
+    @property
+    def named_mode(self) -> str | None:
+        """The mode to say to an image processor whose own fields are not meant."""
+        return self.mode if self.mode in MODES else None
+
+    def list_pages(
+        self, wanted: Callable[[int, str, int], bool] | None = None, sources: Sequence[str] | None = None
+    ) -> Iterator[Page]:
+        """List the pages of all sources, or of some; see [`list_pages`]."""
+        chosen = self.sources if sources is None else sources
+        return list_pages(chosen, dpi=self.dpi, split=self.split, column=self.column, wanted=wanted)
 
 
 @dataclass
@@ -203,19 +213,10 @@ def extract_features(
         `OSError`: the folder cannot be written. Finished shards stay.
         `ValueError`: see [`open_output`] and [`list_pages`]; or another run has this folder.
     """
-    from filelock import FileLock, Timeout
-
     together = gather or (lambda value: [value])
     started = time.monotonic()
     output = Path(output)
-    lock = FileLock(output / LOCK)
-    if rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"output {output} is in use by another run.") from error
-    try:
+    with lock_output(output) if rank == 0 else nullcontext():
         if rank == 0:
             open_output(output, settings, resume=resume, retry_failed=retry_failed)
         together(None)
@@ -231,7 +232,7 @@ def extract_features(
         first = next(pages, None)
         if first is not None:
             model, image_processor = load()
-            mode = settings.mode if settings.mode in MODES else None
+            mode = settings.named_mode
             fields = feature_fields(model.config, image_processor, settings.outputs, settings.dtype, mode)
             writer = ShardWriter(
                 output,
@@ -258,8 +259,27 @@ def extract_features(
         counts = together((progress.written, progress.failed, stop()))
         summary = None
         if rank == 0:
-            summary = _finish(output, settings, counts, time.monotonic() - started)
+            summary = finish_output(output, settings, counts, time.monotonic() - started)
         return next(found for found in together(summary) if found is not None)
+
+
+@contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Keep other runs off a folder, which is made if it is missing.
+
+    Raises:
+        `ValueError`: another run has it.
+    """
+    from filelock import FileLock, Timeout
+
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"output {output} is in use by another run.") from error
+    try:
+        yield
     finally:
         lock.release()
 
@@ -311,9 +331,10 @@ def _write_all(
     writer.close()
 
 
-def _finish(
+def finish_output(
     output: Path, settings: ExtractionSettings, counts: Sequence[tuple[int, int, bool]], seconds: float
 ) -> ExtractionSummary:
+    """Write the manifest and sum up. `counts`: pages written, pages failed and whether it stopped, of each process."""
     failed = merge_failures(output)
     shards = read_shards(output)
     pages = sum(shard["rows"] for shard in shards if shard["name"].endswith(".parquet"))

@@ -43,8 +43,9 @@ from .common import (
 __all__ = ["extract"]
 
 KeptDtype = Enum("KeptDtype", {name: name for name in batches.DTYPES}, type=str)  # type: ignore[misc]
+Engine = Enum("Engine", {"local": "local", "ray": "ray"}, type=str)
 ShardFormat = Enum("ShardFormat", {name: name for name in shards.FORMATS}, type=str)  # type: ignore[misc]
-FLOAT16, PARQUET = KeptDtype("float16"), ShardFormat("parquet")
+FLOAT16, LOCAL, PARQUET = KeptDtype("float16"), Engine("local"), ShardFormat("parquet")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MOST_LINES = 20  # of failed pages on the screen; all are in the file
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
@@ -95,6 +96,16 @@ def _stopped_by_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+class _LoadModel:
+    """Loads the model where it is called: here, or in an actor on another machine."""
+
+    def __init__(self, source: Source | None, dtype: Dtype, device: str | None, processor: Any) -> None:
+        self.source, self.dtype, self.device, self.processor = source, dtype, device, processor
+
+    def __call__(self) -> tuple[Any, Any]:
+        return load_model(self.source, self.dtype).to(pick_device(self.device)).eval(), self.processor
 
 
 class _Bar:
@@ -159,6 +170,10 @@ def extract(
     resume: Annotated[bool, typer.Option(help="Go on with the work in DIR.")] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try pages again that failed before.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End at the first page that cannot be used.")] = False,
+    engine: Annotated[Engine, typer.Option(help="ray: Ray Data, on the cluster of RAY_ADDRESS or here.")] = LOCAL,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With ray: copies of the model. Default: one a GPU.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -196,8 +211,20 @@ def extract(
     except ValueError as error:
         raise UserError(f"--{one_line(error)}") from error
 
-    def load() -> tuple[Any, Any]:
-        return load_model(source, model_dtype).to(target_device).eval(), processor
+    if engine is not LOCAL:
+        summary = _extract_with_ray(
+            settings,
+            output,
+            _LoadModel(source, model_dtype, device, processor),
+            actors=actors,
+            batch_size=chosen_batch_size,
+            shard_size=shard_bytes,
+            resume=resume,
+            retry_failed=retry_failed,
+            strict=strict,
+        )
+        _report(console, output, summary, as_json, interrupted=False)
+        return
 
     bar = _Bar(errors, rank == 0)
     with _stopped_by_signals() as stopped, bar.bar:
@@ -205,7 +232,7 @@ def extract(
             summary = extraction.extract_features(
                 settings,
                 output,
-                load,
+                _LoadModel(source, model_dtype, str(target_device), processor),
                 batch_size=chosen_batch_size,
                 workers=workers,
                 shard_size=shard_bytes,
@@ -230,6 +257,19 @@ def extract(
     _leave_processes(world_size)
     if received:
         raise typer.Exit(128 + received)
+
+
+def _extract_with_ray(
+    settings: extraction.ExtractionSettings, output: Path, load: _LoadModel, **options: Any
+) -> extraction.ExtractionSummary:
+    from ..processing.ray_engine import extract_with_ray
+
+    try:
+        return extract_with_ray(settings, output, load, load.processor, **options)
+    except OSError as error:
+        raise UserError(f"{one_line(error)}. Finished shards in {output} are kept.") from error
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def _report(

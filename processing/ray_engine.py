@@ -1,0 +1,177 @@
+"""The same corpus into the same shards, by Ray Data: on a cluster, with its scheduling, retries and back-pressure.
+
+Unusual: nothing here schedules anything. Pages are listed a file a task, decoded in tasks, encoded by actors that hold
+the model, and written by Ray. It writes into a hidden folder, as a task that dies leaves half a file; whole files move
+to the other shards at the end, or at the beginning of the next run.
+"""
+
+import logging
+import os
+import pickle
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .batches import BatchBudget, PageLoader, encode_prepared
+from .documents import list_files
+from .extraction import BadPageError, ExtractionSettings, ExtractionSummary, finish_output, lock_output, open_output
+from .features import feature_fields
+from .shards import DATA, FailureLog, merge_failures, page_schema, read_finished, read_shards, to_table
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["extract_with_ray"]
+
+STAGING = ".ray"
+PAGES_A_CALL = 64  # that an actor takes at once, and cuts into batches
+
+
+class _Lister:
+    """A file -> the pages of it that are to be done, as pickled references."""
+
+    def __init__(self, settings: ExtractionSettings, is_finished: Callable[[str, int], bool]) -> None:
+        self.settings, self.is_finished = settings, is_finished
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        pages = self.settings.list_pages(
+            lambda index, source, page: not self.is_finished(source, page), sources=(row["file"],)
+        )
+        for page in pages:
+            yield {"page": pickle.dumps(page)}
+
+
+class _Preparer:
+    """A page's reference -> what [`PageLoader`] makes of it."""
+
+    def __init__(self, image_processor: Any, mode: str | None) -> None:
+        self.loader = PageLoader(image_processor, mode)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"prepared": pickle.dumps(self.loader[pickle.loads(row["page"])])}
+
+
+class _Encoder:
+    """Prepared pages -> rows of a shard. An actor, which holds the model; failed pages go to a log of its own."""
+
+    def __init__(
+        self,
+        settings: ExtractionSettings,
+        output: Path,
+        load: Callable[[], tuple[Any, Any]],
+        batch_size: int | str,
+        strict: bool,
+    ) -> None:
+        self.settings, self.strict = settings, strict
+        self.model, self.image_processor = load()
+        self.model.eval()
+        outputs, dtype = settings.outputs, settings.dtype
+        self.schema = page_schema(
+            feature_fields(self.model.config, self.image_processor, outputs, dtype, settings.named_mode)
+        )
+        self.budget = BatchBudget(batch_size, next(self.model.parameters()).device)
+        self.failures = FailureLog(output, uuid.uuid4().int)
+
+    def __call__(self, batch: "pyarrow.Table") -> "pyarrow.Table":
+        prepared = (pickle.loads(value) for value in batch["prepared"].to_pylist())
+        settings, rows = self.settings, []
+        for row in encode_prepared(
+            prepared, self.model, self.image_processor, settings.outputs, settings.dtype, self.budget
+        ):
+            if not row.error:
+                rows.append(row)
+                continue
+            if self.strict:
+                raise BadPageError(f"{row.page.source}, page {row.page.page}: {row.error}")
+            self.failures.add(row)
+        return to_table(rows, self.schema, model=settings.model, commit=settings.commit, mode=settings.mode)
+
+
+def extract_with_ray(
+    settings: ExtractionSettings,
+    output: Path,
+    load: Callable[[], tuple[Any, Any]],
+    image_processor: Any,
+    *,
+    actors: int | None = None,
+    batch_size: int | str = "auto",
+    shard_size: int = 512 << 20,
+    resume: bool = True,
+    retry_failed: bool = False,
+    strict: bool = False,
+) -> ExtractionSummary:
+    """Do what [`extract_features`] does, on the cluster that `ray.init` finds (`RAY_ADDRESS`), or on this machine.
+
+    Args:
+        settings, output, batch_size, resume, retry_failed, strict: as for [`extract_features`]. Sources and output
+            must be reachable under the same names on every node.
+        load: returns the model, on the device of the actor that calls it, and the image processor. It is pickled.
+        image_processor ([`DeepEncoderImageProcessor`]): the model's.
+        actors (`int`, *optional*): copies of the model. Default: one a GPU, or one without GPUs.
+        shard_size (`int`): bytes of features that a file has at least, if there are so many.
+
+    Raises:
+        `ImportError`: Ray is missing.
+        `ValueError`: as [`extract_features`]; and safetensors shards, which Ray does not write.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError("engine 'ray' needs Ray Data: pip install 'deepencoder[ray]'.") from error
+    if settings.format != "parquet":
+        raise ValueError(f"format must be 'parquet' with engine 'ray', got {settings.format!r}.")
+    started = time.monotonic()
+    output = Path(output).absolute()
+    with lock_output(output):
+        open_output(output, settings, resume=resume, retry_failed=retry_failed)
+        _collect(output)
+        before = sum(shard["rows"] for shard in read_shards(output))
+        failed_before = len(merge_failures(output))
+        files = list(list_files(settings.sources))
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        pages = ray.data.from_items([{"file": file} for file in files]).flat_map(
+            _Lister(settings, read_finished(output))
+        )
+        features = pages.map(_Preparer(image_processor, settings.named_mode)).map_batches(
+            _Encoder,
+            fn_constructor_args=(settings, output, load, batch_size, strict),
+            batch_size=PAGES_A_CALL,
+            batch_format="pyarrow",
+            concurrency=actors or gpus or 1,
+            num_gpus=1 if gpus else None,
+        )
+        try:
+            features.write_parquet(str(output / STAGING), min_bytes_per_file=shard_size)
+        except ray.exceptions.RayError as error:
+            bad_page = re.search(r"BadPageError: (.+)", str(error))  # all that comes back is the text
+            raise BadPageError(bad_page[1]) if bad_page else RuntimeError(str(error)) from error
+        finally:
+            _collect(output)
+        written = sum(shard["rows"] for shard in read_shards(output)) - before
+        failed = len(merge_failures(output)) - failed_before
+        return finish_output(output, settings, [(written, failed, False)], time.monotonic() - started)
+
+
+def _collect(output: Path) -> None:
+    """Move whole files among the shards, and remove the rest."""
+    import pyarrow
+    import pyarrow.parquet
+
+    (output / DATA).mkdir(exist_ok=True)
+    staging = output / STAGING
+    for path in sorted(staging.glob("**/*.parquet")) if staging.exists() else ():
+        try:
+            rows = pyarrow.parquet.read_metadata(path).num_rows
+        except (pyarrow.ArrowException, OSError):
+            rows = 0  # its writer was killed
+        if rows:
+            path.replace(output / DATA / f"part-ray-{path.stem}.parquet")
+        else:
+            path.unlink()

@@ -1,0 +1,121 @@
+"""Ray Data as the engine of an extraction: the same rows, with a killed actor, a bad page, and runs after it."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
+from deepencoder.processing.extraction import BadPageError, ExtractionSettings, extract_features
+from deepencoder.processing.ray_engine import extract_with_ray
+
+ray = pytest.importorskip("ray")
+
+PAGES = 12
+FIELDS = {"size": {"height": 64, "width": 64}, "crop_to_patches": False}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(PAGES):
+        pixels = random.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG nothing")
+    return folder
+
+
+def make_settings(corpus: Path) -> ExtractionSettings:
+    return ExtractionSettings((str(corpus),), "tiny", "0", "custom", ("pooled", "tokens"), "float32")
+
+
+class Load:
+    """Makes the model. With a file as marker, the process dies once, when it has encoded some pages."""
+
+    def __init__(self, marker: Path | None = None) -> None:
+        self.marker = marker
+
+    def __call__(self) -> tuple[Any, Any]:
+        import torch
+
+        torch.manual_seed(0)
+        model = DeepEncoder(DeepEncoderConfig.tiny()).eval()
+        if self.marker is not None:
+            calls: list[int] = []
+
+            def die_once(module: Any, args: Any, output: Any) -> None:
+                calls.append(1)
+                if len(calls) == 3:
+                    try:
+                        os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+                    except FileExistsError:
+                        return
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            model.register_forward_hook(die_once)
+        return model, DeepEncoderImageProcessor(**FIELDS)
+
+
+def run(settings: ExtractionSettings, output: Path, load: Load, **options: Any) -> Any:
+    processor = DeepEncoderImageProcessor(**FIELDS)
+    return extract_with_ray(settings, output, load, processor, batch_size=1, **options)
+
+
+def rows(output: Path) -> dict[tuple[str, int], Any]:
+    table = pyarrow.parquet.read_table(output / "data")
+    found = {(row["source"], row["page"]): row for row in table.to_pylist()}
+    assert len(found) == len(table), "a page is there twice"
+    return found
+
+
+def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp_path: Path) -> None:
+    settings = make_settings(corpus)
+    extract_features(settings, tmp_path / "plain", Load(), batch_size=1, workers=0)
+    marker = tmp_path / "killed"
+    summary = run(settings, tmp_path / "ray", Load(marker), actors=2)
+    assert marker.exists(), "no actor was killed"
+    assert (summary.pages, summary.failed, summary.written, summary.done) == (PAGES, 1, PAGES, True)
+    assert rows(tmp_path / "ray") == rows(tmp_path / "plain")
+    failures = (tmp_path / "ray" / "failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["source"] for line in failures] == [str(corpus / "broken.png")]
+    assert not list((tmp_path / "ray").glob(".ray/**/*.parquet"))
+
+    # Half a file of a killed run, a finished one that was not yet moved, and a new page. Either engine goes on.
+    output = tmp_path / "ray"
+    whole = next((output / "data").glob("*.parquet"))
+    (output / ".ray" / "half.parquet").write_bytes(whole.read_bytes()[:-100])
+    whole.replace(output / ".ray" / whole.name)
+    Image.new("RGB", (30, 30)).save(corpus / "late.png")
+    again = run(settings, output, Load())
+    assert (again.pages, again.written, again.newly_failed) == (PAGES + 1, 1, 0)
+    assert not list((output / ".ray").glob("**/*.parquet"))
+    assert extract_features(settings, output, Load(), workers=0).written == 0
+    assert extract_features(settings, tmp_path / "plain", Load(), batch_size=1, workers=0).written == 1
+    assert rows(output) == rows(tmp_path / "plain")
+
+
+def test_strict_names_the_page(cluster: None, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadPageError, match="broken.png, page 0"):
+        run(make_settings(corpus), tmp_path / "ray", Load(), strict=True)
+
+
+def test_safetensors_are_refused(tmp_path: Path) -> None:
+    settings = ExtractionSettings(("x.png",), "tiny", "0", "custom", format="safetensors")
+    with pytest.raises(ValueError, match="format must be 'parquet'"):
+        run(settings, tmp_path / "ray", Load())
