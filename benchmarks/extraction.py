@@ -1,0 +1,112 @@
+"""What extraction costs beside the model: pages a second from files to shards, against the bare forward.
+
+    python benchmarks/extraction.py [--pages FILE ...] [--count 8] [--rounds 3] [--workers 1] [--mode base]
+
+Both run on the same pages, half of them JPEGs and half pages of a PDF, with the published sizes and random weights, in
+turns in one process. The bare forward has its pixels ready. Writing is timed by itself, on the same features.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, build, environment, randomize, seconds, summarize
+from PIL import Image
+
+from deepencoder import DeepEncoderImageProcessor
+from deepencoder.processing.batches import OUTPUTS, iterate_features
+from deepencoder.processing.documents import list_pages
+from deepencoder.processing.extraction import ExtractionSettings, extract_features
+from deepencoder.processing.features import feature_fields
+from deepencoder.processing.pages import load_page
+from deepencoder.processing.shards import ShardWriter, page_schema
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[!e]*.png"))
+
+
+def make_corpus(folder: Path, pages: list[Path], count: int) -> tuple[str, ...]:
+    """Save `count` pages, half of them as JPEGs and half in one PDF."""
+    images = [Image.open(pages[number % len(pages)]).convert("RGB") for number in range(count)]
+    jpegs = count // 2
+    for number, image in enumerate(images[:jpegs]):
+        image.save(folder / f"{number:03d}.jpg", quality=90)
+    images[jpegs].save(folder / "pages.pdf", save_all=True, append_images=images[jpegs + 1 :], resolution=150)
+    return (str(folder),)
+
+
+def measure_writing(rows: list[Any], settings: ExtractionSettings, fields: Any, folder: Path) -> float:
+    """Seconds to write pages as one shard."""
+    constants = {"model": settings.model, "commit": settings.commit, "mode": settings.mode}
+    folder.mkdir(parents=True)
+    start = time.perf_counter()
+    writer = ShardWriter(folder, page_schema(fields), constants, dtype=settings.dtype)
+    for row in rows:
+        writer.add(row)
+    writer.close()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", nargs="*", type=Path, default=EXAMPLES)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--mode", default="base")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = randomize(build("ours")).to(device, dtype)
+    processor = DeepEncoderImageProcessor(mode=options.mode)
+    bare: list[float] = []
+    whole: list[float] = []
+    writing: list[float] = []
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        folder = Path(name)
+        (folder / "corpus").mkdir()
+        sources = make_corpus(folder / "corpus", options.pages, options.count)
+        settings = ExtractionSettings(sources, "random", "0", options.mode, outputs=OUTPUTS)
+        ready = [processor(load_page(page), return_tensors="pt").to(device) for page in list_pages(sources)]
+        fields = feature_fields(model.config, processor, OUTPUTS, "float16")
+
+        def forward() -> None:
+            for inputs in ready:
+                model(**inputs)
+
+        def extract(output: Path) -> None:
+            summary = extract_features(settings, output, lambda: (model, processor), workers=options.workers)
+            if summary.written != len(ready):
+                raise RuntimeError(f"{summary.written} of {len(ready)} pages were written")
+
+        model(**ready[0])
+        for index in range(options.rounds):
+            bare.append(seconds(forward, device) / len(ready))
+            whole.append(seconds(lambda index=index: extract(folder / f"output-{index}"), device) / len(ready))  # type: ignore[misc]
+        rows = list(iterate_features(list_pages(sources), model, processor, workers=0))
+        for index in range(options.rounds):
+            writing.append(measure_writing(rows, settings, fields, folder / f"written-{index}") / len(rows))
+    report: dict[str, Any] = {
+        "environment": environment(device),
+        "pages": len(ready),
+        "mode": options.mode,
+        "workers": options.workers,
+        "bare_forward": summarize(bare),
+        "extraction": summarize(whole),
+        "writing": summarize(writing),
+    }
+    report["throughput_of_bare"] = report["bare_forward"]["median_s"] / report["extraction"]["median_s"]
+    report["writing_share"] = report["writing"]["median_s"] / report["extraction"]["median_s"]
+    (RESULTS / f"extraction_{device.type}.json").write_text(json.dumps(report, indent=2) + "\n")
+    for what in ("bare_forward", "extraction", "writing"):
+        print(f"{what:13} {report[what]['median_s']:.4f} s a page, spread {100 * report[what]['spread']:.0f} %")
+    print(f"extraction has {100 * report['throughput_of_bare']:.1f} % of the bare forward's throughput")
+    print(f"writing all outputs takes {100 * report['writing_share']:.2f} % of its time")
+
+
+if __name__ == "__main__":
+    main()
