@@ -128,10 +128,10 @@ class SamEncoderMLP(nn.Module):
         return self.lin2(self.act(self.lin1(hidden_states)))
 
 
-def in_pieces(
+def add_in_pieces(
     function: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, tokens: int, rows_together: int = 1
 ) -> torch.Tensor:
-    """Apply a function to some images, or to some rows of one image, at a time.
+    """Return `features + function(features)`, computed on some images, or on some rows of one image, at a time.
 
     Args:
         function: gives what it takes, `(images, rows, width, dim)`.
@@ -151,7 +151,10 @@ def in_pieces(
     for image in range(0, batch, images):
         for row in range(0, height, rows):
             piece = (slice(image, image + images), slice(row, row + rows))
-            output[piece] = function(features[piece])
+            if torch.compiler.is_compiling():
+                output[piece] = features[piece] + function(features[piece])
+            else:
+                torch.add(features[piece], function(features[piece]), out=output[piece])  # without a copy between
     return output
 
 
@@ -167,22 +170,23 @@ class SamEncoderLayer(GradientCheckpointingLayer):
         self.mlp = SamEncoderMLP(config)
 
     def attend(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return hidden_states + self.attn(self.layer_norm1(hidden_states), **kwargs)[0]
+        return self.attn(self.layer_norm1(hidden_states), **kwargs)[0]
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        return self.mlp(self.layer_norm2(hidden_states))
 
     def forward(
         self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         if not self.works_in_pieces(hidden_states):
-            return self.feed_forward(self.attend(hidden_states, windows=windows, **kwargs))
+            hidden_states = hidden_states + self.attend(hidden_states, windows=windows, **kwargs)
+            return hidden_states + self.feed_forward(hidden_states)
         _, height, width, _ = hidden_states.shape
         tokens, rows_together = ATTENTION_TOKENS, self.attn.window_size
         if not rows_together:
             tokens, rows_together = height * width, height
-        attended = in_pieces(lambda piece: self.attend(piece, **kwargs), hidden_states, tokens, rows_together)
-        return in_pieces(self.feed_forward, attended, FEED_FORWARD_TOKENS)
+        attended = add_in_pieces(lambda piece: self.attend(piece, **kwargs), hidden_states, tokens, rows_together)
+        return add_in_pieces(self.feed_forward, attended, FEED_FORWARD_TOKENS)
 
     def works_in_pieces(self, hidden_states: torch.Tensor) -> bool:
         """Whether to run on some rows at a time, whose intermediate results stay in the processor's cache.

@@ -111,7 +111,7 @@ def test_pieces_cover_every_position_once(tokens: int, rows_together: int) -> No
         pieces.append(piece)
         return 2 * piece
 
-    assert torch.equal(sam_encoder.in_pieces(double, features, tokens, rows_together), 2 * features)
+    assert torch.equal(sam_encoder.add_in_pieces(double, features, tokens, rows_together), features + 2 * features)
     assert sum(piece.shape[0] * piece.shape[1] for piece in pieces) == 33
     for piece in pieces:
         images, rows, width, _ = piece.shape
