@@ -5,8 +5,9 @@ query in both position terms. They depend on the query, so no bias table can be 
 pair of positions they are an N x N matrix a head, 800 MB for a 1024 pixel page. So `sdpa` writes out a few rows at a
 time; or, where a flash kernel will run, none: it lengthens queries and keys so that their product holds the terms.
 
-The functions take `query`, `key` and `value` of shape `(batch, heads, height * width, head_dim)` and give
-`(batch, height * width, heads, head_dim)`, as transformers' attention functions do.
+The functions take `key` and `value` of shape `(batch, heads, height * width, head_dim)` and the queries of all these
+positions or of the first `rows` and `columns`, `(batch, heads, rows * columns, head_dim)`. They give
+`(batch, rows * columns, heads, head_dim)`, as transformers' attention functions do.
 """
 
 import itertools
@@ -21,10 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "RELATIVE_POSITION_ATTENTION_FUNCTIONS",
+    "WindowGroup",
     "Windows",
     "cut_windows",
     "eager_relative_position_attention",
     "get_relative_position_attention",
+    "group_windows",
     "lengthened_relative_position_attention",
     "relative_position_scores",
     "sdpa_relative_position_attention",
@@ -60,22 +63,59 @@ def cut_windows(grid: tuple[int, int], window_size: int, device: torch.device | 
     return Windows(positions, places)
 
 
+class WindowGroup(NamedTuple):
+    """Windows of a grid that have as many rows and columns of it, which padding completes.
+
+    Attributes:
+        rows, columns (`int`): the real positions of each window, at its top left.
+        queries (`torch.Tensor` of shape `(windows * rows * columns,)`): the indices of these in the row-major grid.
+        keys (`torch.Tensor` of shape `(windows * window_size ** 2,)`): as [`Windows`] has them, with padding.
+    """
+
+    rows: int
+    columns: int
+    queries: torch.Tensor
+    keys: torch.Tensor
+
+
+def group_windows(
+    grid: tuple[int, int], window_size: int, device: torch.device | None = None
+) -> tuple[list[WindowGroup], torch.Tensor]:
+    """Cut as [`cut_windows`] does, into up to four groups: whole windows, the right edge's, the bottom's, the corner.
+
+    Returns:
+        the groups, and for each position of the grid its place among the queries of all groups, `(height * width,)`.
+    """
+    down, across = (-(-side // window_size) for side in grid)
+    # (windows down, windows across, size, size)
+    positions = cut_windows(grid, window_size, device).positions.view(down, across, window_size, window_size)
+    parts: list[list[tuple[slice, int]]] = []
+    for side in grid:
+        whole, rest = side // window_size, side % window_size
+        inside, at_the_edge = (slice(0, whole), window_size), (slice(whole, None), rest)
+        parts.append([inside] * (whole > 0) + [at_the_edge] * (rest > 0))
+    groups = []
+    for (places_down, rows), (places_across, columns) in itertools.product(*parts):
+        windows = positions[places_down, places_across]
+        groups.append(WindowGroup(rows, columns, windows[..., :rows, :columns].flatten(), windows.flatten()))
+    return groups, torch.cat([group.queries for group in groups]).argsort()
+
+
 def relative_position_scores(
     query: torch.Tensor, relative_height: torch.Tensor, relative_width: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute both position terms of every query.
 
     Args:
-        query (`torch.Tensor` of shape `(batch, heads, height * width, head_dim)`): unscaled queries.
-        relative_height (`torch.Tensor` of shape `(height, height, head_dim)`): see [`relative_positions`].
-        relative_width (`torch.Tensor` of shape `(width, width, head_dim)`): likewise for columns.
+        query (`torch.Tensor` of shape `(batch, heads, rows * columns, head_dim)`): unscaled queries.
+        relative_height (`torch.Tensor` of shape `(rows, height, head_dim)`): their rows of [`relative_positions`].
+        relative_width (`torch.Tensor` of shape `(columns, width, head_dim)`): likewise for columns.
 
     Returns:
-        two `torch.Tensor` of shapes `(batch, heads, height, width, height)` and `(batch, heads, height, width,
+        two `torch.Tensor` of shapes `(batch, heads, rows, columns, height)` and `(batch, heads, rows, columns,
         width)`: a query's terms for each row and for each column of keys.
     """
-    height, width = relative_height.shape[0], relative_width.shape[0]
-    query = query.unflatten(2, (height, width))  # (batch, heads, height * width, dim) -> (.., height, width, dim)
+    query = query.unflatten(2, (relative_height.shape[0], relative_width.shape[0]))
     row_scores = torch.einsum("bnhwd,hkd->bnhwk", query, relative_height)
     column_scores = torch.einsum("bnhwd,wkd->bnhwk", query, relative_width)
     return row_scores, column_scores
@@ -91,12 +131,12 @@ def eager_relative_position_attention(
     scaling: float,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend in plain operations, and return the weights, of shape `(batch, heads, N, N)`, as well."""
+    """Attend in plain operations, and return the weights, `(batch, heads, rows * columns, height * width)`, too."""
     row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    grid = (relative_height.shape[0], relative_width.shape[0])
-    # (batch, heads, N, N) -> (batch, heads, height, width, height, width): the terms broadcast, and are never N x N.
-    scores = scores.unflatten(3, grid).unflatten(2, grid)
+    queries, keys = zip(relative_height.shape[:2], relative_width.shape[:2], strict=True)
+    # -> (batch, heads, rows, columns, height, width): the terms broadcast, and are never written out.
+    scores = scores.unflatten(3, keys).unflatten(2, queries)
     scores = scores + row_scores[..., :, None] + column_scores[..., None, :]
     weights = softmax(
         scores.flatten(4).flatten(2, 3), dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
@@ -109,20 +149,21 @@ def _sdpa_rows(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    row_scores: torch.Tensor,
-    column_scores: torch.Tensor,
+    relative_height: torch.Tensor,
+    relative_width: torch.Tensor,
     scaling: float,
     dropout: float,
     buffer: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend from some rows of the grid: `row_scores` is `(batch, heads, rows, width, height)`, the rest alike."""
+    """Attend from all queries at once, whose bias may lie in `buffer`."""
+    row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
     bias = None
     if buffer is not None:
         # As `out`, lest the sum take over the strides of its terms, which nothing can flatten without a copy.
         shape = (*row_scores.shape, column_scores.shape[-1])
         bias = buffer[: row_scores.numel() * shape[-1]].view(shape)
     bias = torch.add(row_scores[..., :, None], column_scores[..., None, :], out=bias)
-    # (batch, heads, rows, width, height, width) -> (batch, heads, rows * width, N)
+    # (batch, heads, rows, columns, height, width) -> (batch, heads, rows * columns, height * width)
     bias = bias.flatten(4).flatten(2, 3)
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
 
@@ -171,8 +212,8 @@ def lengthened_relative_position_attention(
 ) -> torch.Tensor:
     """Attend without any N x N matrix: the softmax of `q'·k'` with `q' = [scaling q, q·Rh, q·Rw]` and a key's row and
     column one-hot in `k' = [k, row, column]`. `dropout` applies as it is given."""
-    batch, heads, length, head_dim = query.shape
-    height, width = relative_height.shape[0], relative_width.shape[0]
+    batch, heads, _, head_dim = query.shape
+    height, width = relative_height.shape[1], relative_width.shape[1]
     row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
     # Kernels take head sizes that are multiples of 8, and want values to be as long as queries and keys.
     padding = -(head_dim + height + width) % 8
@@ -211,32 +252,31 @@ def sdpa_relative_position_attention(
     In training each step is recomputed in the backward pass, so that no step's bias outlives it there either.
     """
     batch, heads, length, head_dim = query.shape
-    height, width = relative_height.shape[0], relative_width.shape[0]
+    (rows, height), (columns, width) = relative_height.shape[:2], relative_width.shape[:2]
     dropout = dropout if module.training else 0.0
     images_known = isinstance(batch, int)
     if _suits_flash(query, (height, width)):
         arguments = (query, key, value, relative_height, relative_width, scaling, dropout)
         return _heads_last(lengthened_relative_position_attention(*arguments), images_known), None
-    row_scores, column_scores = relative_position_scores(query, relative_height, relative_width)
     needs_grad = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (query, key, value, row_scores, column_scores)
+        tensor.requires_grad for tensor in (query, key, value, relative_height, relative_width)
     )
     budget = _bias_budget(query, needs_grad)
     # The number of images is unknown in a graph for any batch: there, all of them go together.
     in_place = query.device.type == "cpu" and not (
         needs_grad or torch.compiler.is_compiling() or torch.jit.is_tracing()
     )
-    if not in_place and (batch if images_known else 1) * heads * length**2 <= budget:
-        output = _sdpa_rows(query, key, value, row_scores, column_scores, scaling, dropout)
+    if not in_place and (batch if images_known else 1) * heads * length * height * width <= budget:
+        output = _sdpa_rows(query, key, value, relative_height, relative_width, scaling, dropout)
         return _heads_last(output, images_known), None
 
-    def attend(images: slice, parts: slice, rows: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    def attend(images: slice, parts: slice, block: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
         arguments = (
-            query[images, parts, rows.start * width : rows.stop * width],
+            query[images, parts, block.start * columns : block.stop * columns],
             key[images, parts],
             value[images, parts],
-            row_scores[images, parts, rows],
-            column_scores[images, parts, rows],
+            relative_height[block],
+            relative_width,
             scaling,
             dropout,
             buffer,
@@ -244,7 +284,7 @@ def sdpa_relative_position_attention(
         return checkpoint(_sdpa_rows, *arguments, use_reentrant=False) if needs_grad else _sdpa_rows(*arguments)
 
     image_blocks, head_blocks, row_blocks = _blocks(
-        batch if images_known else 1, heads, height, width * length, budget
+        batch if images_known else 1, heads, rows, columns * height * width, budget
     )
     if not images_known:
         image_blocks = [slice(None)]
@@ -258,11 +298,11 @@ def sdpa_relative_position_attention(
         return _heads_last(output, images_known), None
 
     output = query.new_empty(batch, length, heads, head_dim)
-    largest = row_scores[image_blocks[0], head_blocks[0], row_blocks[0]]
-    buffer = query.new_empty(largest.numel() * width)
-    for images, parts, rows in itertools.product(image_blocks, head_blocks, row_blocks):
-        positions = slice(rows.start * width, rows.stop * width)
-        output[images, positions, parts] = attend(images, parts, rows, buffer).transpose(1, 2)
+    largest = query[image_blocks[0], head_blocks[0], : row_blocks[0].stop * columns]
+    buffer = query.new_empty(largest[..., 0].numel() * height * width)
+    for images, parts, block in itertools.product(image_blocks, head_blocks, row_blocks):
+        positions = slice(block.start * columns, block.stop * columns)
+        output[images, positions, parts] = attend(images, parts, block, buffer).transpose(1, 2)
     return output, None
 
 

@@ -4,6 +4,7 @@ Unusual: windows are padded **behind** the first norm and padded positions are n
 like any other, equal to the bias of the qkv projection, so the projection runs on real positions only.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.sam_encoder import SamEncoderConfig
-from .attention import Windows, cut_windows, get_relative_position_attention
+from .attention import Windows, cut_windows, get_relative_position_attention, group_windows
 from .base import DeepEncoderPreTrainedModel
 from .inputs import check_pixel_values
 from .positions import PositionTableCache, relative_positions, resize_position_grid
@@ -78,43 +79,95 @@ class SamEncoderAttention(nn.Module):
     def relative_positions(self, parameter: torch.Tensor, axis: str, size: int) -> torch.Tensor:
         return self.position_tables.get(parameter, (axis, size), lambda table: relative_positions(table, size))
 
-    def forward(
-        self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
+    def works_in_pieces(self, hidden_states: torch.Tensor) -> bool:
+        """Whether to run on some rows at a time, whose intermediate results stay in the processor's cache.
+
+        On a CPU, in inference, and where each module may run several times: `eager` returns whole attention weights,
+        weights that are offloaded would be loaded for each piece, and a graph for any batch has no pieces of it.
+        """
+        return (
+            hidden_states.device.type == "cpu"
+            and self.config._attn_implementation == "sdpa"
+            and not (torch.is_grad_enabled() or torch.jit.is_tracing())
+            and isinstance(hidden_states.shape[0], int)
+            and not self.qkv.weight.is_meta
+        )
+
+    def split_heads(self, features: torch.Tensor, length: int) -> tuple[torch.Tensor, ...]:
+        """`(batch, n * length, parts * hidden)` -> parts x `(batch * n, heads, length, head_dim)`."""
+        features = features.unflatten(2, (-1, self.num_heads, self.head_dim)).unflatten(1, (-1, length))
+        return features.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project_in_pieces(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, `(batch, heads, N, head_dim)` in memory as well, without all of them as one."""
+        batch, length, _ = hidden_states.shape
+        whole = tuple(hidden_states.new_empty(batch, self.num_heads, length, self.head_dim) for _ in range(3))
+        step = -(-length // -(-length // FEED_FORWARD_TOKENS))  # about the same in each piece
+        for image, start in itertools.product(range(batch), range(0, length, step)):
+            piece = hidden_states[image : image + 1, start : start + step]
+            for tensor, part in zip(whole, self.split_heads(self.qkv(piece), piece.shape[1]), strict=True):
+                tensor[image : image + 1, :, start : start + step] = part
+        return whole
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, height, width, hidden_size = hidden_states.shape
-        hidden_states = hidden_states.flatten(1, 2)
-        rows, columns = height, width
-        if self.window_size:
-            rows = columns = self.window_size
-            if windows is None:
-                windows = cut_windows((height, width), self.window_size, hidden_states.device)
-            if height % self.window_size or width % self.window_size:
-                # One zero, projected along, stands for all padding.
-                hidden_states = torch.cat([hidden_states, hidden_states.new_zeros(batch, 1, hidden_size)], dim=1)
-        qkv = self.qkv(hidden_states)
-        if windows is not None and self.window_size:
-            qkv = qkv[:, windows.positions]
-        # (batch, height * width, 3 * hidden), or (batch, windows * rows * columns, 3 * hidden)
-        # -> 3 x (batch or batch * windows, heads, rows * columns, head_dim)
-        qkv = qkv.reshape(-1, rows * columns, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attend = get_relative_position_attention(self.config._attn_implementation)
-        output, weights = attend(
+        """Attend from the first `size` rows and columns to all of a grid: `(batch, N, heads, head_dim)`, weights."""
+        function = get_relative_position_attention(self.config._attn_implementation)
+        return function(
             self,
             query,
             key,
             value,
-            self.relative_positions(self.rel_pos_h, "height", rows).to(query.dtype),
-            self.relative_positions(self.rel_pos_w, "width", columns).to(query.dtype),
+            self.relative_positions(self.rel_pos_h, "height", grid[0]).to(query.dtype)[: size[0]],
+            self.relative_positions(self.rel_pos_w, "width", grid[1]).to(query.dtype)[: size[1]],
             scaling=self.scaling,
             dropout=self.config.attention_dropout,
         )
-        # (batch * windows, rows * columns, heads, head_dim) -> (batch, windows * rows * columns, hidden)
-        output = output.reshape(batch, -1, hidden_size)
-        if windows is not None and self.window_size:
-            output = output[:, windows.places]
-        # (batch, height * width, hidden) -> (batch, height, width, hidden)
-        return self.proj(output).unflatten(1, (height, width)), weights
+
+    def attend_in_groups(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Attend in windows, without the queries of padding: `(batch, N or N + 1, hidden)` -> `(batch, N, hidden)`."""
+        batch, _, hidden_size = hidden_states.shape
+        window = (self.window_size, self.window_size)
+        groups, places = group_windows(grid, self.window_size, hidden_states.device)
+        qkv = self.qkv(hidden_states)
+        outputs = []
+        for group in groups:
+            size = (group.rows, group.columns)
+            (query,) = self.split_heads(qkv[..., :hidden_size][:, group.queries], group.rows * group.columns)
+            key, value = self.split_heads(qkv[..., hidden_size:][:, group.keys], self.window_size**2)
+            outputs.append(self.attend(query, key, value, window, size)[0].reshape(batch, -1, hidden_size))
+        return torch.cat(outputs, dim=1)[:, places]
+
+    def forward(
+        self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, height, width, hidden_size = hidden_states.shape
+        grid = (height, width)
+        in_pieces = self.works_in_pieces(hidden_states)
+        hidden_states = hidden_states.flatten(1, 2)
+        if self.window_size and (height % self.window_size or width % self.window_size):
+            # One zero, projected along, stands for all padding.
+            hidden_states = torch.cat([hidden_states, hidden_states.new_zeros(batch, 1, hidden_size)], dim=1)
+        weights = None
+        if not self.window_size:
+            if in_pieces:
+                query, key, value = self.project_in_pieces(hidden_states)
+            else:
+                query, key, value = self.split_heads(self.qkv(hidden_states), height * width)
+            output, weights = self.attend(query, key, value, grid, grid)
+        elif in_pieces and not torch.compiler.is_compiling():  # for each group is code of its own to compile
+            output = self.attend_in_groups(hidden_states, grid)
+        else:
+            if windows is None:
+                windows = cut_windows(grid, self.window_size, hidden_states.device)
+            window = (self.window_size, self.window_size)
+            qkv = self.qkv(hidden_states)[:, windows.positions]
+            query, key, value = self.split_heads(qkv, self.window_size**2)
+            output, weights = self.attend(query, key, value, window, window)
+            # (batch * windows, window_size ** 2, heads, head_dim) -> (batch, height * width, hidden)
+            output = output.reshape(batch, -1, hidden_size)[:, windows.places]
+        return self.proj(output.reshape(batch, height, width, hidden_size)), weights
 
 
 class SamEncoderMLP(nn.Module):
@@ -178,7 +231,7 @@ class SamEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        if not self.works_in_pieces(hidden_states):
+        if not self.attn.works_in_pieces(hidden_states):
             hidden_states = hidden_states + self.attend(hidden_states, windows=windows, **kwargs)
             return hidden_states + self.feed_forward(hidden_states)
         _, height, width, _ = hidden_states.shape
@@ -187,20 +240,6 @@ class SamEncoderLayer(GradientCheckpointingLayer):
             tokens, rows_together = height * width, height
         attended = add_in_pieces(lambda piece: self.attend(piece, **kwargs), hidden_states, tokens, rows_together)
         return add_in_pieces(self.feed_forward, attended, FEED_FORWARD_TOKENS)
-
-    def works_in_pieces(self, hidden_states: torch.Tensor) -> bool:
-        """Whether to run on some rows at a time, whose intermediate results stay in the processor's cache.
-
-        On a CPU, in inference, and where each module may run several times: `eager` returns whole attention weights,
-        weights that are offloaded would be loaded for each piece, and a graph for any batch has no pieces of it.
-        """
-        return (
-            hidden_states.device.type == "cpu"
-            and self.config._attn_implementation == "sdpa"
-            and not (torch.is_grad_enabled() or torch.jit.is_tracing())
-            and isinstance(hidden_states.shape[0], int)
-            and not self.mlp.lin1.weight.is_meta
-        )
 
 
 class SamEncoderLayerNorm2d(nn.LayerNorm):

@@ -11,6 +11,7 @@ from deepencoder.modeling.attention import (
     cut_windows,
     eager_relative_position_attention,
     get_relative_position_attention,
+    group_windows,
     lengthened_relative_position_attention,
     sdpa_relative_position_attention,
 )
@@ -53,6 +54,22 @@ def test_attention_follows_the_definition(function, grid: tuple[int, int]) -> No
 
 def lengthened(module: nn.Module, *tensors: torch.Tensor, scaling: float) -> tuple[torch.Tensor, None]:
     return lengthened_relative_position_attention(*tensors, scaling).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("size", [(3, 5), (4, 2), (1, 7)], ids=str)
+@pytest.mark.parametrize("budget", [1, 300, 10**9])
+def test_attention_from_the_first_rows_and_columns(
+    size: tuple[int, int], budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_bias_budget", lambda query, needs_grad: budget)
+    grid = (4, 7)
+    query, key, value, rows, columns = tensors = inputs(grid)
+    expected = by_definition(tensors, grid, 0.3).unflatten(1, grid)[:, : size[0], : size[1]].flatten(1, 2)
+    query = query.unflatten(2, grid)[:, :, : size[0], : size[1]].flatten(2, 3)
+    part = (query, key, value, rows[: size[0]], columns[: size[1]])
+    for function in (eager_relative_position_attention, sdpa_relative_position_attention, lengthened):
+        output, _ = function(nn.Module().eval(), *part, scaling=0.3)
+        torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -157,6 +174,32 @@ def test_windows_come_back(size: tuple[int, int]) -> None:
     if size[1] > 3:
         assert torch.equal(cut[:, 9], features[:, 3])
     assert int((cut == padding).all(-1).sum()) == 2 * (rows * columns * 9 - size[0] * size[1])
+
+
+@pytest.mark.parametrize(
+    "size, sizes",
+    [
+        ((6, 9), [(3, 3)]),
+        ((7, 5), [(3, 3), (3, 2), (1, 3), (1, 2)]),
+        ((6, 4), [(3, 3), (3, 1)]),
+        ((2, 6), [(2, 3)]),
+        ((1, 2), [(1, 2)]),
+    ],
+    ids=str,
+)
+def test_groups_of_windows(size: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+    groups, places = group_windows(size, 3)
+    assert [(group.rows, group.columns) for group in groups] == sizes
+    queries = torch.cat([group.queries for group in groups])
+    assert torch.equal(queries.sort().values, torch.arange(size[0] * size[1]))
+    assert torch.equal(queries[places], torch.arange(size[0] * size[1]))
+    keys = torch.cat([group.keys.view(-1, 9) for group in groups])
+    windows = cut_windows(size, 3).positions.view(-1, 9)
+    assert sorted(keys.tolist()) == sorted(windows.tolist())
+    for group in groups:
+        # Row by row, the queries are the first rows and columns of their windows.
+        first = group.keys.view(-1, 3, 3)[:, : group.rows, : group.columns].flatten()
+        assert torch.equal(group.queries, first) and int(first.max()) < size[0] * size[1]
 
 
 def test_unknown_implementation_is_named() -> None:

@@ -141,6 +141,23 @@ def test_the_projection_runs_on_real_positions_only(model: Any) -> None:
 
 
 @torch.no_grad()
+def test_attention_runs_from_real_positions_only(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In inference on a CPU; each real position still attends to the padding of its window."""
+    lengths = []
+    original = attention.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        lengths.append((query[..., 0].numel(), key.shape[2]))
+        return original(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    model(torch.randn(1, 3, 128, 128))
+    heads = model.config.num_attention_heads
+    assert sum(queries for queries, keys in lengths if keys == 36) == 2 * heads * 64  # two blocks with windows of 6
+    assert sum(queries for queries, keys in lengths if keys == 64) == heads * 64
+
+
+@torch.no_grad()
 def test_tables_are_not_resized_again(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = torch.nn.functional.interpolate
