@@ -6,11 +6,8 @@ same numbers. A page that fails is a result like any other. A batch that does no
 """
 
 import hashlib
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +17,7 @@ from PIL import Image
 
 from .pages import Page, PageError, load_page
 from .tiling import count_image_tokens
+from .workers import map_in_processes
 
 __all__ = [
     "DTYPES",
@@ -247,12 +245,12 @@ def encode_images(
 
 
 class PageLoader:
-    """Pages -> prepared images or why there is none. What torch calls a map-style dataset, whose keys are pages."""
+    """Pages -> prepared images, or why there is none."""
 
     def __init__(self, image_processor: Any, mode: str | None) -> None:
         self.image_processor, self.mode = image_processor, mode
 
-    def __getitem__(self, page: Page) -> tuple[Page, PreparedImage | str]:
+    def __call__(self, page: Page) -> tuple[Page, PreparedImage | str]:
         try:
             prepared: PreparedImage | str = prepare_image(load_page(page), self.image_processor, self.mode)
         except PageError as error:
@@ -262,41 +260,19 @@ class PageLoader:
         return page.without_data(), prepared  # what was read need not travel back
 
 
-def _identity(value: Any) -> Any:
-    return value
-
-
-def _start_worker(_: int) -> None:
-    # Signals reach the whole group, and the main process decides: it ends its workers without one, or with a second.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: killed, that cannot tell; and a full pipe would hold us forever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 def _prepare_pages(
     pages: Iterable[Page], image_processor: Any, mode: str | None, workers: int
-) -> Iterator[tuple[Page, PreparedImage | str]]:
-    from torch.utils.data import DataLoader
+) -> Generator[tuple[Page, PreparedImage | str], None, None]:
+    loader = PageLoader(image_processor, mode)
+    if not workers:
+        for page in pages:
+            yield loader(page)
+        return
 
-    # Pages are the keys that the sampler draws: it stays lazy, and results come in its order.
-    return iter(
-        DataLoader(
-            PageLoader(image_processor, mode),  # type: ignore[arg-type]
-            sampler=pages,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_identity,
-            worker_init_fn=_start_worker if workers else None,
-            prefetch_factor=4 if workers else None,
-        )
-    )
+    def fail(page: Page, end: str) -> tuple[Page, PreparedImage | str]:
+        return page.without_data(), f"the process that decoded it died {end}"
+
+    yield from map_in_processes(loader, pages, workers, fail)
 
 
 def iterate_features(
@@ -335,8 +311,13 @@ def iterate_features(
         raise ValueError(f"workers must not be negative, got {workers}.")
     budget = BatchBudget(batch_size, next(model.parameters()).device)
     model.eval()
-    prepared = _prepare_pages(pages, image_processor, mode, workers)
-    return encode_prepared(prepared, model, image_processor, outputs, dtype, budget, stop)
+
+    def encode() -> Iterator[PageFeatures]:
+        # Closed by name: an exception's traceback would keep the worker processes.
+        with closing(_prepare_pages(pages, image_processor, mode, workers)) as prepared:
+            yield from encode_prepared(prepared, model, image_processor, outputs, dtype, budget, stop)
+
+    return encode()
 
 
 def check_outputs(outputs: Sequence[str], dtype: str) -> None:

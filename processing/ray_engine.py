@@ -51,7 +51,7 @@ class _Preparer:
         self.loader = PageLoader(image_processor, mode)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"prepared": pickle.dumps(self.loader[pickle.loads(row["page"])])}
+        return {"prepared": pickle.dumps(self.loader(pickle.loads(row["page"])))}
 
 
 class _Encoder:

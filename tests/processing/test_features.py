@@ -1,7 +1,9 @@
 """Features: equal to the model's own, typed as declared, in order, through datasets.map and through the iterator."""
 
+import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -237,6 +239,45 @@ def test_the_iterator_keeps_order_and_failures(
         for name in OUTPUTS:
             np.testing.assert_allclose(row.outputs[name], expected[name], atol=2e-5)
     assert len(grids) > 2  # tiles of many kinds in one batch
+
+
+def test_a_page_that_kills_its_process_fails_and_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a decoder's segmentation fault does each time, and the kernel out of memory perhaps once."""
+    write_pictures(tmp_path / "a", 8)
+    once, load_page = tmp_path / "once", batches.load_page
+
+    def load_dangerously(page: Any) -> Any:
+        if page.index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if page.index == 5 and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load_page(page)
+
+    monkeypatch.setattr(batches, "load_page", load_dangerously)
+    pages = list(list_pages([tmp_path / "a"]))
+    for workers in (1, 2):
+        once.unlink(missing_ok=True)
+        found = list(iterate_features(pages, *load_once(folder), outputs=("pooled",), workers=workers))
+        assert [row.page for row in found] == pages and once.exists()
+        assert [bool(row.error) for row in found] == [row.index == 3 for row in pages]
+        assert "the process that decoded it died of signal 9" in found[3].error
+    assert not multiprocessing.active_children()
+
+
+def test_other_errors_of_worker_processes_are_raised(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(page: Any) -> Any:
+        raise ImportError("PDFs need pypdfium2")
+
+    monkeypatch.setattr(batches, "load_page", fail)
+    pages = list_pages([write_pictures(tmp_path / "a", 8)])
+    with pytest.raises(ImportError, match="pypdfium2"):
+        list(iterate_features(pages, *load_once(folder), outputs=("pooled",), workers=2))
+    assert not multiprocessing.active_children()
 
 
 def test_pages_are_drawn_as_needed(folder: Path, tmp_path: Path) -> None:
