@@ -7,6 +7,7 @@ its first bytes; suffixes only choose which files of a folder are looked at.
 
 import glob
 import os
+import stat
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -49,7 +50,7 @@ def list_pages(
         wanted (`Selector`, *optional*): pages to leave out are named to it, and neither read nor given.
 
     Yields:
-        [`Page`]. What cannot be listed (a broken PDF, say) is a page of kind `"failed"`.
+        [`Page`]. What cannot be listed (a broken PDF, an unreadable folder) is a page of kind `"failed"`.
 
     Raises:
         `FileNotFoundError`: one of the sources does not exist.
@@ -100,26 +101,31 @@ def list_files(sources: Sequence[str]) -> Iterator[str]:
     Raises:
         `FileNotFoundError`: one of the sources does not exist.
     """
-    done: set[str] = set()  # earlier sources: a file that two of them name is listed once
+    for source in sources:  # all of them now, and not after hours of work
+        if not (os.path.lexists(source) or glob.has_magic(source) or _is_hub_id(source)):
+            raise FileNotFoundError(f"{source!r}: there is no such file or folder.")
+    yield from _list_files(sources, set())
+
+
+def _list_files(sources: Sequence[str], done: set[str]) -> Iterator[str]:
+    """`done`: the sources before these: a file that two of them name is listed once."""
     for source in sources:
-        if source in done:
+        name = os.path.abspath(source)
+        if name in done:
             continue
         if _is_plain_folder(source):
             yield from (path for path in _walk(source) if not _is_covered(path, done))
-        elif os.path.exists(source):
+        elif os.path.lexists(source):  # a link to nothing is a page that fails
             if os.path.isdir(source) or not _is_covered(source, done):
                 yield source
         elif glob.has_magic(source):
             found = sorted(glob.glob(source, recursive=True))
             if not found:
                 raise FileNotFoundError(f"{source!r}: nothing matches.")
-            yield from list_files([path for path in found if not _is_covered(path, done)])
-            done.update(found)
-        elif _is_hub_id(source):
-            yield source
+            yield from _list_files(found, done)
         else:
-            raise FileNotFoundError(f"{source!r}: there is no such file or folder.")
-        done.add(os.path.normpath(source))
+            yield source
+        done.add(name)
 
 
 def _is_plain_folder(path: str) -> bool:
@@ -128,9 +134,9 @@ def _is_plain_folder(path: str) -> bool:
 
 def _list_all(sources: list[str], dpi: int, split: str | None, column: str | None) -> Iterator[Page | _Later]:
     for source in list_files(sources):
-        if os.path.isdir(source):
+        if os.path.isdir(source) and not _is_plain_folder(source):
             yield from _list_saved_dataset(source, split, column)
-        elif _is_hub_id(source) and not os.path.exists(source):
+        elif _is_hub_id(source) and not os.path.lexists(source):
             yield from _list_hub_dataset(source, split, column)
         else:
             yield from _list_file(source, dpi, column)
@@ -140,13 +146,13 @@ def _is_covered(path: str, done: set[str]) -> bool:
     """Whether an earlier source is this file or holds it."""
     if not done:
         return False
-    path = os.path.normpath(path)
+    path = os.path.abspath(path)
     return path in done or any(str(parent) in done for parent in Path(path).parents)
 
 
 def is_streamed(source: str) -> bool:
     """Whether this is no file here, but names a dataset on the Hub: listing it is downloading it."""
-    return not os.path.exists(source) and not glob.has_magic(source) and _is_hub_id(source)
+    return not os.path.lexists(source) and not glob.has_magic(source) and _is_hub_id(source)
 
 
 def _is_hub_id(source: str) -> bool:
@@ -163,19 +169,23 @@ def _image_suffixes() -> tuple[str, ...]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
-
+    """Walk through a folder's files, and at last the folders in it that cannot be read."""
     suffixes = (*_image_suffixes(), ".pdf", ".parquet", *ARCHIVE_SUFFIXES)
-    for where, folders, names in os.walk(folder, onerror=fail, followlinks=False):
+    errors: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=errors.append, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield os.path.join(where, name)
+    yield from (error.filename for error in errors)
 
 
 def _list_file(path: str, dpi: int, column: str | None) -> Iterator[Page | _Later]:
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            yield Page(path, kind="failed", error="it is no regular file")  # a pipe would keep us waiting
+            return
         with open(path, "rb") as file:
             head = file.read(1024)
     except OSError as error:

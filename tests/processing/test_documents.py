@@ -1,9 +1,11 @@
 """What a corpus is: what is listed, in which order, and what a page becomes."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -64,7 +66,7 @@ def test_content_tells_what_a_file_is(tmp_path: Path) -> None:
     assert [page.kind for page in list_pages([tmp_path])] == ["pdf", "pdf", "tiff", "tiff"]
 
 
-def test_what_two_sources_name_is_listed_once(tmp_path: Path) -> None:
+def test_what_two_sources_name_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(tmp_path / "a", 3)
     one, pattern = tmp_path / "a" / "00001.png", str(tmp_path / "a" / "*.png")
     assert [page.page for page in list_pages([tmp_path, one, pattern, tmp_path])] == [0, 0, 0]
@@ -72,6 +74,11 @@ def test_what_two_sources_name_is_listed_once(tmp_path: Path) -> None:
     assert sources == ["00001.png", "00000.png", "00002.png"]
     sources = [Path(page.source).name for page in list_pages([one, tmp_path / "a"])]
     assert sources == ["00001.png", "00000.png", "00002.png"]
+    # A glob that matches the folder; and other ways to write a name.
+    sources = [Path(page.source).name for page in list_pages([one, str(tmp_path / "?")])]
+    assert sources == ["00001.png", "00000.png", "00002.png"]
+    monkeypatch.chdir(tmp_path)
+    assert len(list(list_pages(["./a/*.png", "a/00001.png", one]))) == 3
 
 
 def test_orientation_and_depth_are_honoured(tmp_path: Path) -> None:
@@ -157,6 +164,30 @@ def test_bad_pages_have_one_error_with_a_reason(tmp_path: Path) -> None:
         assert word in found[name] and "\n" not in found[name] and str(tmp_path) not in found[name], found[name]
 
 
+def test_what_cannot_be_read_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "a", 1)
+    (tmp_path / "a" / "locked").mkdir()
+    (tmp_path / "a" / "link.png").symlink_to("nowhere")
+    (tmp_path / "a" / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.chdir(tmp_path)
+    for source, failed in (
+        ("a", {"locked", "link.png", "pipe.png"}),
+        ("a/*", {"locked", "link.png", "pipe.png", "link"}),
+    ):
+        pages = {Path(page.source).name: page for page in list_pages([source])}
+        assert {name for name, page in pages.items() if page.kind == "failed"} == failed
+        assert pages.keys() - failed == {"00000.png"} and "regular file" in pages["pipe.png"].error
+
+
 def test_cells_of_an_image_column() -> None:
     expected = np.asarray(picture(0))
     for value in (picture(0), encoded(0), {"bytes": encoded(0), "path": None}, expected):
@@ -170,6 +201,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     for source in (tmp_path / "nothing", tmp_path / "*.png", "nothing"):
         with pytest.raises(FileNotFoundError, match="nothing"):
             list(list_pages([source]))
+    picture(0).save(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError, match="nothing"):  # before the first page, and not after the last
+        next(list_pages([tmp_path, tmp_path / "nothing"]))
     with pytest.raises(ValueError, match="dpi"):
         list(list_pages([tmp_path], dpi=0))
 
