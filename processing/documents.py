@@ -9,6 +9,7 @@ import glob
 import os
 import stat
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from .pages import MAX_ENCODED_BYTES, Page, PageError, open_pdf
+from .pages import MAX_ENCODED_BYTES, Page, PageError, describe_error, open_pdf
 
 __all__ = ["Selector", "list_files", "is_streamed", "list_pages"]
 
@@ -90,8 +91,8 @@ class _Later:
                 raise PageError("there is no image in this row")
             if len(data) > MAX_ENCODED_BYTES:
                 raise PageError(f"it is larger than {MAX_ENCODED_BYTES:,} bytes")
-        except PageError as error:
-            return Page(self.source, self.page, index, kind="failed", error=str(error))
+        except Exception as error:  # of whatever library reads it
+            return Page(self.source, self.page, index, kind="failed", error=describe_error(error))
         return Page(self.source, self.page, index, data=data)
 
 
@@ -191,14 +192,14 @@ def _list_file(path: str, dpi: int, column: str | None) -> Iterator[Page | _Late
     except OSError as error:
         yield Page(path, kind="failed", error=error.strerror or str(error))
         return
-    if b"%PDF-" in head:
-        yield from _list_pdf(path, dpi)
-    elif head.startswith(TIFF_MAGIC):
+    if head.startswith(TIFF_MAGIC):
         yield from _list_tiff(path)
     elif head.startswith(b"PAR1"):
         yield from _list_parquet(path, column)
     elif path.lower().endswith(ARCHIVE_SUFFIXES) or head[257:262] == b"ustar":
         yield from _list_tar(path)
+    elif b"%PDF-" in head:  # after archives, whose first member may be a PDF
+        yield from _list_pdf(path, dpi)
     elif path.lower().endswith((".pdf", ".parquet")):
         kind = "PDF" if path.lower().endswith(".pdf") else "parquet file"
         yield Page(path, kind="failed", error=f"it is not a {kind}" if head else "it is an empty file")
@@ -235,7 +236,7 @@ def _list_parquet(path: str, column: str | None) -> Iterator[Page | _Later]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        yield Page(path, kind="failed", error=f"the parquet file cannot be read: {str(error).splitlines()[0]}")
+        yield Page(path, kind="failed", error=f"the parquet file cannot be read: {describe_error(error)}")
         return
     with file:
         schema = file.schema_arrow
@@ -259,9 +260,9 @@ class _RowGroup:
     def read(self, row: int) -> tuple[bytes | None, None]:
         if self.values is None:
             try:
-                self.values = self.file.read_row_group(self.group, columns=[self.column]).column(0)
+                self.values = self.file.read_row_group(self.group, columns=[self.column])[self.column]
             except Exception as error:
-                self.values = PageError(f"the parquet file cannot be read: {str(error).splitlines()[0]}")
+                self.values = PageError(f"the parquet file cannot be read: {describe_error(error)}")
         if isinstance(self.values, PageError):
             raise self.values
         value = self.values[row].as_py()
@@ -288,28 +289,43 @@ def _choose(wanted: str | None, images: list[str], names: list[str], source: str
     return images[0]
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error: else it would pass for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from error
+
+
 def _list_tar(path: str) -> Iterator[Page | _Later]:
     """List the images of an archive. Uncompressed, they are found again by their place in the file."""
+    names: Counter[str] = Counter()  # an archive may hold several members of one name
     try:
         try:
-            archive = tarfile.open(path, "r:")
+            archive = tarfile.open(path, "r:", tarinfo=_Member)
             plain = True
         except tarfile.ReadError:
-            archive, plain = tarfile.open(path, "r|*"), False
+            archive, plain = tarfile.open(path, "r|*", tarinfo=_Member), False
         with archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would remember every one
-                if not member.isfile() or not member.name.lower().endswith(_image_suffixes()):
+                if member.isdir() or not member.name.lower().endswith(_image_suffixes()):
                     continue
-                source = f"{path}::{member.name}"
-                if member.size > MAX_ENCODED_BYTES:
-                    yield Page(source, kind="failed", error=f"it is larger than {MAX_ENCODED_BYTES:,} bytes")
+                source, number = f"{path}::{member.name}", names[member.name]
+                names[member.name] += 1
+                if not member.isfile():
+                    yield Page(source, number, kind="failed", error="it is a link or a device, and no file")
+                elif member.size > MAX_ENCODED_BYTES:
+                    yield Page(source, number, kind="failed", error=f"it is larger than {MAX_ENCODED_BYTES:,} bytes")
                 elif plain and member.size and not member.sparse:
-                    yield Page(source, path=path, offset=member.offset_data, size=member.size)
+                    yield Page(source, number, path=path, offset=member.offset_data, size=member.size)
                 else:
-                    yield _Later(source, 0, lambda member=member: (_extract(archive, member), None))  # type: ignore[misc]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield Page(path, kind="failed", error=f"the archive cannot be read: {error}")
+                    yield _Later(source, number, lambda member=member: (_extract(archive, member), None))  # type: ignore[misc]
+    except Exception as error:  # damaged, it raises whatever its decompressor does
+        yield Page(path, kind="failed", error=f"the archive cannot be read: {describe_error(error)}")
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

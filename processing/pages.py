@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .images import to_rgb
 
-__all__ = ["MAX_ENCODED_BYTES", "Page", "PageError", "load_page", "open_pdf", "to_page_image"]
+__all__ = ["MAX_ENCODED_BYTES", "Page", "PageError", "describe_error", "load_page", "open_pdf", "to_page_image"]
 
 MAX_ENCODED_BYTES = 1 << 30  # of one image in an archive or a table
 POINTS_PER_INCH = 72
@@ -33,7 +33,7 @@ class Page:
 
     Args:
         source (`str`): the file as it was found, `archive.tar::member`, or a dataset's name and split.
-        page (`int`): counts from 0: a PDF's page, a TIFF's frame, a table's row.
+        page (`int`): counts from 0: a PDF's page, a TIFF's frame, a table's row, an archive's members of one name.
         index (`int`): position in the whole corpus.
         kind (`str`): `"image"`, `"tiff"`, `"pdf"` or `"failed"`.
         path (`str`, *optional*): the file to read.
@@ -78,7 +78,7 @@ def load_page(page: Page) -> Image.Image:
     except MemoryError as error:
         raise PageError("not enough memory to decode it") from error
     except Exception as error:
-        raise PageError(_reason(error)) from error
+        raise PageError(describe_error(error)) from error
 
 
 def to_page_image(value: Any) -> Image.Image:
@@ -100,7 +100,7 @@ def to_page_image(value: Any) -> Image.Image:
     try:
         return to_rgb(value)
     except Exception as error:
-        raise PageError(_reason(error)) from error
+        raise PageError(describe_error(error)) from error
 
 
 def _decode(page: Page) -> Image.Image:
@@ -168,7 +168,8 @@ def _render(page: Page) -> Image.Image:
         sheet.close()
 
 
-def _reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Say in one line, for people, why a page cannot be used."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it is too large to decode safely: {error}"
     if isinstance(error, UnidentifiedImageError):

@@ -1,9 +1,11 @@
 """What a corpus is: what is listed, in which order, and what a page becomes."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,43 @@ def test_a_cut_archive_fails_where_it_ends(tmp_path: Path) -> None:
     assert pages and same(pages[0], picture(0))
     with pytest.raises(PageError):
         load_page(last)
+
+
+def test_no_member_of_an_archive_is_lost(tmp_path: Path) -> None:
+    """Neither behind a damaged header, nor by its name, nor as it stands behind a PDF."""
+    path = write_tar(tmp_path / "damaged.tar", 4)
+    with tarfile.open(path) as archive:
+        place = archive.getmembers()[4].offset
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + b"\xff" * 512 + content[place + 512 :])
+    first, second, end = list_pages([path])
+    assert same(second, picture(1)) and "the archive cannot be read" in end.error
+
+    path = tmp_path / "names.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(write_pdf(tmp_path / "a.pdf", 1), "a.pdf")
+        for number in range(2):
+            member = tarfile.TarInfo("a.png")
+            member.size = len(encoded(number))
+            archive.addfile(member, io.BytesIO(encoded(number)))
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        archive.addfile(link)
+    first, second, failed = list_pages([path])
+    assert (first.source, first.page) == (second.source, 0) and second.page == 1
+    assert same(first, picture(0)) and same(second, picture(1)) and "a link" in failed.error
+
+
+def test_a_cut_compressed_archive_fails_where_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for number in range(3):
+            noise = np.random.default_rng(number).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "a.png")
+            archive.add(tmp_path / "a.png", f"{number}.png")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    kinds = {os.path.basename(page.source): page.kind for page in list_pages([path])}
+    assert kinds == {"a.tar.gz::0.png": "image", "a.tar.gz::1.png": "failed", "a.tar.gz": "failed"}
 
 
 def test_saved_datasets(tmp_path: Path) -> None:
