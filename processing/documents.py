@@ -20,7 +20,7 @@ from PIL import Image
 
 from .pages import MAX_ENCODED_BYTES, Page, PageError, describe_error, open_pdf
 
-__all__ = ["Selector", "list_files", "is_streamed", "list_pages"]
+__all__ = ["NoImagesError", "Selector", "list_files", "is_streamed", "list_pages"]
 
 Selector = Callable[[int, str, int], bool]
 """Whether a page is wanted: takes its index in the corpus, its source and its page number."""
@@ -29,6 +29,10 @@ MAX_FRAMES = 100_000  # a TIFF may claim any number
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+
+
+class NoImagesError(ValueError):
+    """A table without images, or without that column."""
 
 
 def list_pages(
@@ -56,7 +60,9 @@ def list_pages(
     Raises:
         `FileNotFoundError`: one of the sources does not exist.
         `ImportError`: a library for this kind of source is missing; names the extra that brings it.
-        `ValueError`: a table without that column, a dataset without that split, a `dpi` that is not positive.
+        `ValueError`: a table that is one of the sources and lacks that column (one in a folder is a failed page), a
+            table with several columns of images and none chosen, a dataset without that split, a `dpi` that is not
+            positive.
     """
     if dpi < 1:
         raise ValueError(f"dpi must be positive, got {dpi}.")
@@ -140,7 +146,12 @@ def _list_all(sources: list[str], dpi: int, split: str | None, column: str | Non
         elif _is_hub_id(source) and not os.path.lexists(source):
             yield from _list_hub_dataset(source, split, column)
         else:
-            yield from _list_file(source, dpi, column)
+            try:
+                yield from _list_file(source, dpi, column)
+            except NoImagesError as error:
+                if source in sources:
+                    raise
+                yield Page(source, kind="failed", error=str(error))  # it happened to lie there
 
 
 def _is_covered(path: str, done: set[str]) -> bool:
@@ -281,11 +292,13 @@ def _holds_images(kind: Any) -> bool:
 def _choose(wanted: str | None, images: list[str], names: list[str], source: str) -> str:
     if wanted is not None:
         if wanted not in names:
-            raise ValueError(f"column must be one of {', '.join(names)} in {source!r}, got {wanted!r}.")
+            raise NoImagesError(f"column must be one of {', '.join(names)} in {source!r}, got {wanted!r}.")
         return wanted
     if len(images) != 1:
         found = ", ".join(images) if images else "none"
-        raise ValueError(f"column must be named, as {source!r} has not one image column: {found}.")
+        raise (ValueError if images else NoImagesError)(
+            f"column must be named, as {source!r} has not one image column: {found}."
+        )
     return images[0]
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batches import BatchBudget, PageLoader, encode_prepared
-from .documents import list_files
+from .documents import NoImagesError, list_files
 from .extraction import BadPageError, ExtractionSettings, ExtractionSummary, finish_output, lock_output, open_output
 from .features import feature_fields
+from .pages import Page
 from .shards import DATA, FailureLog, merge_failures, page_schema, read_finished, read_shards, to_table
 
 if TYPE_CHECKING:
@@ -40,8 +41,13 @@ class _Lister:
         pages = self.settings.list_pages(
             lambda index, source, page: not self.is_finished(source, page), sources=(row["file"],)
         )
-        for page in pages:
-            yield {"page": pickle.dumps(page)}
+        try:
+            for page in pages:
+                yield {"page": pickle.dumps(page)}
+        except NoImagesError as error:
+            if row["file"] in self.settings.sources:
+                raise
+            yield {"page": pickle.dumps(Page(row["file"], kind="failed", error=str(error)))}
 
 
 class _Preparer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -100,6 +101,12 @@ def test_parquet_is_read_a_row_group_at_a_time_and_only_where_wanted(tmp_path: P
     assert same(page, picture(3)) and page.index == 3
     with pytest.raises(ValueError, match="column must be one of name, image.*'nothing'"):
         list(list_pages([path], column="nothing"))
+    # A table that happens to lie in a folder ends nothing.
+    (tmp_path / "folder").mkdir()
+    write_parquet(tmp_path / "folder" / "b.parquet", 1)
+    pyarrow.parquet.write_table(pyarrow.table({"file_name": ["x"]}), tmp_path / "folder" / "a.parquet")
+    failed, page = list_pages([tmp_path / "folder"])
+    assert "image column: none" in failed.error and same(page, picture(0))
     # Rows of text are no images, each by itself.
     with pytest.raises(PageError, match="no image"):
         load_page(next(list_pages([path], column="name")))
