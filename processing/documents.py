@@ -6,19 +6,21 @@ its first bytes; suffixes only choose which files of a folder are looked at.
 """
 
 import glob
+import multiprocessing
 import os
 import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from .pages import MAX_ENCODED_BYTES, Page, PageError, describe_error, open_pdf
+from .workers import DiedError, Worker
 
 __all__ = ["NoImagesError", "Selector", "list_files", "is_streamed", "list_pages"]
 
@@ -220,14 +222,33 @@ def _list_file(path: str, dpi: int, column: str | None) -> Iterator[Page | _Late
 
 def _list_pdf(path: str, dpi: int) -> Iterator[Page]:
     try:
-        count = len(open_pdf(path))
+        count = _pdf_counter(os.getpid())(path) if _may_fork() else _count_pdf_pages(path)
         if not count:
             raise PageError("the PDF has no pages")
     except PageError as error:
         yield Page(path, kind="failed", error=str(error))
         return
+    except DiedError as error:
+        yield Page(path, kind="failed", error=f"the process that opened it died {error}")
+        return
     for number in range(count):
         yield Page(path, number, kind="pdf", path=path, dpi=dpi)
+
+
+def _count_pdf_pages(path: str) -> int:
+    return len(open_pdf(path))
+
+
+def _may_fork() -> bool:
+    """Whether a process costs little, asks nothing of the main module, and is allowed to this one."""
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return method == "fork" and not multiprocessing.current_process().daemon
+
+
+@lru_cache(maxsize=1)
+def _pdf_counter(process: int) -> Worker[str, int]:
+    """Broken PDFs are opened elsewhere: should pdfium crash, this process goes on. Kept for all PDFs."""
+    return Worker(_count_pdf_pages)
 
 
 def _list_tiff(path: str) -> Iterator[Page]:

@@ -7,7 +7,7 @@ Pages are untrusted: Pillow's limit on pixels stays on, and holds for what pdfiu
 import atexit
 import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -128,18 +128,14 @@ def open_pdf(path: str) -> Any:
 
     Raises:
         `ImportError`: pypdfium2 is missing; names the extra that brings it.
-        `PageError`: not a PDF that can be read without a password.
+        `PageError`: not a PDF that can be read, and without a password.
     """
     return _open_pdf(path, os.getpid())  # a process that was forked must not share its parent's place in the file
 
 
 @lru_cache(maxsize=1)
 def _open_pdf(path: str, process: int) -> Any:
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise ImportError('PDFs need pypdfium2: pip install "deepencoder[pdf]".') from error
-    atexit.register(_open_pdf.cache_clear)  # before pdfium itself goes
+    pypdfium2 = _import_pdfium()
     try:
         return pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
@@ -147,6 +143,18 @@ def _open_pdf(path: str, process: int) -> Any:
         if "password" in message.lower():
             raise PageError("the PDF is encrypted, and needs a password") from error
         raise PageError(f"the PDF cannot be read: {message}") from error
+    except OSError as error:
+        raise PageError(f"the PDF cannot be read: {describe_error(error)}") from error
+
+
+@cache
+def _import_pdfium() -> Any:
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise ImportError('PDFs need pypdfium2: pip install "deepencoder[pdf]".') from error
+    atexit.register(_open_pdf.cache_clear)  # before pdfium itself goes
+    return pypdfium2
 
 
 def _render(page: Page) -> Image.Image:

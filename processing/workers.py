@@ -31,7 +31,7 @@ class DiedError(RuntimeError):
 
 
 class Worker(Generic[Item, Result]):
-    """A function, called in a process of its own, which is started again where it dies. For one thread at a time.
+    """A function, called in a process of its own, which is started again where it dies. Threads take turns.
 
     Args:
         function: a picklable callable of one picklable argument.
@@ -39,7 +39,7 @@ class Worker(Generic[Item, Result]):
 
     def __init__(self, function: Callable[[Item], Result]) -> None:
         self._function = function
-        self._lock = threading.Lock()
+        self._turn, self._lock = threading.Lock(), threading.Lock()
         self._closed = False
         self._start()
 
@@ -49,6 +49,10 @@ class Worker(Generic[Item, Result]):
         Raises:
             `DiedError`: its process died.
         """
+        with self._turn:
+            return self._call(item)
+
+    def _call(self, item: Item) -> Result:
         for _ in range(TRIES):
             try:
                 self._connection.send(item)
@@ -62,6 +66,10 @@ class Worker(Generic[Item, Result]):
                         break
                     self._start()
                 continue
+            except BaseException:  # Ctrl-C: this answer must not be taken for the next item's
+                self._process.kill()
+                self._connection.close()
+                raise
             if raised:
                 raise value
             return value

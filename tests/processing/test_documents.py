@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from deepencoder.processing import documents
 from deepencoder.processing.documents import list_pages
 from deepencoder.processing.pages import Page, PageError, load_page, to_page_image
 
@@ -232,6 +234,26 @@ def test_what_cannot_be_read_fails_alone(tmp_path: Path, monkeypatch: pytest.Mon
         pages = {Path(page.source).name: page for page in list_pages([source])}
         assert {name for name, page in pages.items() if page.kind == "failed"} == failed
         assert pages.keys() - failed == {"00000.png"} and "regular file" in pages["pipe.png"].error
+
+
+def test_a_pdf_that_crashes_its_reader_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        write_pdf(tmp_path / f"{name}.pdf", 1)
+    open_pdf = documents.open_pdf
+
+    def crash(path: str) -> Any:
+        if path.endswith("b.pdf"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return open_pdf(path)
+
+    monkeypatch.setattr(documents, "open_pdf", crash)
+    documents._pdf_counter.cache_clear()  # another process may have been started, without this
+    try:
+        pages = list(list_pages([tmp_path]))
+    finally:
+        documents._pdf_counter.cache_clear()
+    assert [page.kind for page in pages] == ["pdf", "failed", "pdf"]
+    assert "the process that opened it died of signal 9" in pages[1].error
 
 
 def test_cells_of_an_image_column() -> None:
