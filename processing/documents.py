@@ -9,6 +9,7 @@ import glob
 import multiprocessing
 import os
 import stat
+import struct
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -252,13 +253,29 @@ def _pdf_counter(process: int) -> Worker[str, int]:
 
 
 def _list_tiff(path: str) -> Iterator[Page]:
-    try:
-        with Image.open(path) as image:
-            count = min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
-    except Exception:  # decoding it says why
-        count = 1
-    for number in range(count):
+    for number in range(_count_frames(path)):
         yield Page(path, number, kind="tiff", path=path)
+
+
+def _count_frames(path: str) -> int:
+    """Follow a TIFF's chain of directories. Where it is cut, one more is counted: decoding that page says so."""
+    places: set[int] = set()
+    try:
+        with open(path, "rb") as file:
+
+            def read(kind: str) -> int:
+                return int(struct.unpack(order + kind, file.read(struct.calcsize(order + kind)))[0])
+
+            order, big = ("<" if file.read(2) == b"II" else ">"), b"+" in file.read(2)
+            start, count, entry, pointer = (8, "Q", 20, "Q") if big else (4, "H", 12, "I")
+            file.seek(start)
+            while (place := read(pointer)) and place not in places and len(places) < MAX_FRAMES:
+                places.add(place)
+                file.seek(place)
+                file.seek(read(count) * entry, os.SEEK_CUR)
+    except (struct.error, OSError, OverflowError):
+        pass
+    return max(1, len(places))
 
 
 def _list_parquet(path: str, column: str | None) -> Iterator[Page | _Later]:

@@ -71,6 +71,20 @@ def test_content_tells_what_a_file_is(tmp_path: Path) -> None:
     assert [page.kind for page in list_pages([tmp_path])] == ["pdf", "pdf", "tiff", "tiff"]
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_frames_of_a_cut_tiff_are_not_lost_in_silence(tmp_path: Path, big: bool) -> None:
+    first, *others = (picture(number, (64, 96)) for number in range(5))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others, big_tiff=big)
+    content = (tmp_path / "a.tif").read_bytes()
+    assert len(list(list_pages([tmp_path]))) == 5
+    (tmp_path / "a.tif").write_bytes(content[: len(content) // 2])
+    first_page, second_page, *cut = list_pages([tmp_path])
+    assert same(first_page, picture(0, (64, 96))) and same(second_page, picture(1, (64, 96))) and cut
+    for page in cut:
+        with pytest.raises(PageError):
+            load_page(page)
+
+
 def test_what_two_sources_name_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(tmp_path / "a", 3)
     one, pattern = tmp_path / "a" / "00001.png", str(tmp_path / "a" / "*.png")
