@@ -2,7 +2,7 @@
 
 Unusual: nothing is kept in memory or in a database about the work: the settings are in `manifest.json`, the finished
 pages in the shards, the failed ones in `failures.jsonl`. So the same call after a kill, with any number of processes,
-goes on with what is missing; processes share pages by their position in the corpus and need not talk.
+goes on with what is missing; processes share pages by their names and need not talk.
 """
 
 import json
@@ -24,6 +24,7 @@ from .shards import (
     FORMATS,
     FailureLog,
     ShardWriter,
+    key_of,
     merge_failures,
     page_schema,
     read_finished,
@@ -37,7 +38,7 @@ __all__ = ["BadPageError", "ExtractionSettings", "ExtractionSummary", "Progress"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 LOCK = ".lock"
-SHARE = 16  # consecutive pages that one process takes: a document's stay together, and its work is still shared
+SHARE = 16  # consecutive pages of a document that one process takes: they stay together, and it is still shared
 
 
 class BadPageError(ValueError):
@@ -223,7 +224,8 @@ def extract_features(
         is_finished = read_finished(output)
 
         def is_mine(index: int, source: str, page: int) -> bool:
-            return index // SHARE % world_size == rank and not is_finished(source, page)
+            # Not by the index: files that come while the processes list would shift it in some of them.
+            return key_of(source, page // SHARE) % world_size == rank and not is_finished(source, page)
 
         progress = Progress()
         if count and rank == 0:
@@ -320,11 +322,8 @@ def _write_all(
                 writer.add(row)
                 progress.written += 1
             on_progress(progress)
-    except OSError:
-        writer.abandon()
-        raise
     except BaseException:
-        writer.close()  # what there is is good
+        writer.close()  # what there is is good; where writing failed, nothing is left
         raise
     finally:
         features.close()  # and its workers with it: an exception would keep them alive

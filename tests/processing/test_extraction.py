@@ -4,7 +4,8 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,33 @@ def test_processes_share_a_corpus_and_any_number_goes_on(load: Load, tmp_path: P
     assert len(set(names)) == len(names) == 50
     ranks = {path.name.split("-")[1] for path in (output / "data").iterdir()}
     assert ranks == {"00000", "00001", "00002"}
+
+
+def test_files_that_come_while_processes_list_are_done_once(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 40), tmp_path / "output"
+    before = list_pages_of(corpus)
+    for rank in (0, 1):  # of two, one after the other; the second finds more
+        gather = lambda value: [value if value is not None else "the main process' summary"]  # noqa: E731
+        extract_features(settings(corpus), output, load, rank=rank, world_size=2, gather=gather, workers=0)
+        for number in range(20):
+            picture(100 + number).save(corpus / f"0-{number}.png")
+    names = [name for name, _ in names_of(output)]
+    assert len(set(names)) == len(names) and set(before) <= set(names)
+    assert extract_features(settings(corpus), output, load).pages == 60
+
+
+def test_an_error_while_listing_keeps_what_was_written(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 3), tmp_path / "output"
+
+    class Interrupted(ExtractionSettings):
+        def list_pages(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            yield from super().list_pages(*args, **kwargs)
+            raise ConnectionError("the stream ended")
+
+    facts = asdict(settings(corpus))
+    with pytest.raises(ConnectionError):
+        extract_features(Interrupted(**facts), output, load, workers=0, count=False, batch_size=1)
+    assert len(rows_of(output)) == 2  # the third waited for its batch
 
 
 def test_a_stop_writes_what_there_is(load: Load, tmp_path: Path) -> None:
