@@ -5,12 +5,14 @@ pages in the shards, the failed ones in `failures.jsonl`. So the same call after
 goes on with what is missing; processes share pages by their names and need not talk.
 """
 
+import glob
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from .shards import (
     FORMATS,
     FailureLog,
     ShardWriter,
+    collect_staged,
     key_of,
     merge_failures,
     page_schema,
@@ -135,10 +138,13 @@ def open_output(
     """Make a folder ready for a run: new, or with earlier work of the same settings. For one process of a run.
 
     Raises:
+        `ImportError`: pyarrow is missing; names the extra that brings it.
         `OSError`: it cannot be written.
         `ValueError`: it lies in a source, or holds something else, work with other settings (says which), or with
             `resume=False` any work.
     """
+    if find_spec("pyarrow") is None:
+        raise ImportError('Shards need pyarrow: pip install "deepencoder[extract]".')
     wanted = json.loads(json.dumps(asdict(settings)))
     output.mkdir(parents=True, exist_ok=True)
     path = output / MANIFEST
@@ -159,9 +165,11 @@ def open_output(
     elif any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise ValueError(f"output {output} is not empty, and holds no {MANIFEST} of earlier work.")
     for source in settings.sources:
-        if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
-            raise ValueError(f"output {output} lies in the source {source}, and would be read as a part of it.")
+        for place in [source] if Path(source).exists() else glob.iglob(source, recursive=True):
+            if Path(place).is_dir() and output.resolve().is_relative_to(Path(place).resolve()):
+                raise ValueError(f"output {output} lies in the source {place}, and would be read as a part of it.")
     remove_temporaries(output)
+    collect_staged(output)
     merge_failures(output)
     if retry_failed:
         (output / "failures.jsonl").unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 Unusual: nothing here schedules anything. Pages are listed a file a task, decoded in tasks, encoded by actors that hold
 the model, and written by Ray. It writes into a hidden folder, as a task that dies leaves half a file; whole files move
-to the other shards at the end, or at the beginning of the next run.
+to the other shards at the end, or at the beginning of the next run, by whichever engine.
 """
 
 import logging
@@ -20,14 +20,22 @@ from .documents import NoImagesError, list_files
 from .extraction import BadPageError, ExtractionSettings, ExtractionSummary, finish_output, lock_output, open_output
 from .features import feature_fields
 from .pages import Page
-from .shards import DATA, FailureLog, merge_failures, page_schema, read_finished, read_shards, to_table
+from .shards import (
+    STAGING,
+    FailureLog,
+    collect_staged,
+    merge_failures,
+    page_schema,
+    read_finished,
+    read_shards,
+    to_table,
+)
 
 if TYPE_CHECKING:
     import pyarrow
 
 __all__ = ["extract_with_ray"]
 
-STAGING = ".ray"
 PAGES_A_CALL = 64  # that an actor takes at once, and cuts into batches
 
 
@@ -134,7 +142,6 @@ def extract_with_ray(
     output = Path(output).absolute()
     with lock_output(output):
         open_output(output, settings, resume=resume, retry_failed=retry_failed)
-        _collect(output)
         before = sum(shard["rows"] for shard in read_shards(output))
         failed_before = len(merge_failures(output))
         files = list(list_files(settings.sources))
@@ -159,25 +166,7 @@ def extract_with_ray(
             bad_page = re.search(r"BadPageError: (.+)", str(error))  # all that comes back is the text
             raise BadPageError(bad_page[1]) if bad_page else RuntimeError(str(error)) from error
         finally:
-            _collect(output)
+            collect_staged(output)
         written = sum(shard["rows"] for shard in read_shards(output)) - before
         failed = len(merge_failures(output)) - failed_before
         return finish_output(output, settings, [(written, failed, False)], time.monotonic() - started)
-
-
-def _collect(output: Path) -> None:
-    """Move whole files among the shards, and remove the rest."""
-    import pyarrow
-    import pyarrow.parquet
-
-    (output / DATA).mkdir(exist_ok=True)
-    staging = output / STAGING
-    for path in sorted(staging.glob("**/*.parquet")) if staging.exists() else ():
-        try:
-            rows = pyarrow.parquet.read_metadata(path).num_rows
-        except (pyarrow.ArrowException, OSError):
-            rows = 0  # its writer was killed
-        if rows:
-            path.replace(output / DATA / f"part-ray-{path.stem}.parquet")
-        else:
-            path.unlink()

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA",
+    "STAGING",
     "FailureLog",
     "ShardWriter",
+    "collect_staged",
     "key_of",
     "merge_failures",
     "page_schema",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 DATA = "data"
+STAGING = ".ray"
 FAILURES = "failures.jsonl"
 FORMATS = ("parquet", "safetensors")
 PART_BYTES = 32 << 20  # of features in memory before they are written
@@ -330,6 +333,23 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink()
     for path in (folder / DATA).glob("part-*.safetensors"):
         if not path.with_suffix(".parquet").exists():
+            path.unlink()
+
+
+def collect_staged(folder: Path) -> None:
+    """Move whole files that Ray wrote among the shards, and remove the rest."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for path in sorted((folder / STAGING).glob("**/*.parquet")):
+        try:
+            rows = pyarrow.parquet.read_metadata(path).num_rows
+        except (pyarrow.ArrowException, OSError):
+            rows = 0  # its writer was killed
+        if rows:
+            (folder / DATA).mkdir(exist_ok=True)
+            path.replace(folder / DATA / f"part-ray-{path.stem}.parquet")
+        else:
             path.unlink()
 
 
