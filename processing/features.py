@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureExtractor", "feature_fields", "identify_model", "to_arrow"]
 
 MODEL_TYPE = "deepencoder"
-WEIGHTS = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.json", "processor_config.json")
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt*", "config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def feature_fields(
@@ -105,13 +105,13 @@ def to_arrow(arrays: Sequence[np.ndarray], kind: "pyarrow.DataType") -> "pyarrow
 
 
 def identify_model(model: str | os.PathLike[str], config: Any = None) -> str:
-    """Name the very weights: the commit of a model on the Hub, or `sha256:...` of a folder's files."""
+    """Name the very weights: the commit of a model on the Hub, or `sha256:...` of a folder's files, or of a file."""
     commit = getattr(config, "_commit_hash", None)
     if commit:
         return str(commit)
     digest = hashlib.sha256()
     folder = Path(model)
-    for path in sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)}):
+    for path in [folder] if folder.is_file() else sorted({path for name in WEIGHTS for path in folder.glob(name)}):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             for block in iter(partial(file.read, 1 << 20), b""):

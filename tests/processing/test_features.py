@@ -22,7 +22,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from deepencoder.processing import batches
 from deepencoder.processing.batches import OUTPUTS, BatchBudget, encode_images, iterate_features, prepare_image
 from deepencoder.processing.documents import list_pages
-from deepencoder.processing.features import FeatureExtractor, feature_fields, to_arrow
+from deepencoder.processing.features import FeatureExtractor, feature_fields, identify_model, to_arrow
 
 from ..conftest import ROOT
 from .corpus import encoded, picture, save_model, write_bad_pages, write_pdf, write_pictures
@@ -152,6 +152,13 @@ def test_a_second_map_is_read_from_the_cache(folder: Path, tmp_path: Path) -> No
         assert Hasher.hash(FeatureExtractor(folder)) != fingerprint
     finally:
         weights.write_bytes(before)
+
+
+def test_a_file_of_weights_is_named_by_what_it_holds(tmp_path: Path) -> None:
+    for name, content in (("a.safetensors", b"a"), ("b.safetensors", b"b")):
+        (tmp_path / name).write_bytes(content)
+    names = {identify_model(tmp_path / name) for name in ("a.safetensors", "b.safetensors")}
+    assert len(names) == 2
 
 
 def test_any_image_column(folder: Path) -> None:
