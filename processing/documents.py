@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from .pages import MAX_ENCODED_BYTES, Page, PageError, describe_error, open_pdf
+from .pages import MAX_ENCODED_BYTES, Page, PageError, describe_error, image_formats, open_pdf
 from .workers import DiedError, Worker
 
 __all__ = ["NoImagesError", "Selector", "list_files", "is_streamed", "list_pages"]
@@ -176,11 +176,8 @@ def _is_hub_id(source: str) -> bool:
 
 @cache
 def _image_suffixes() -> tuple[str, ...]:
-    """What Pillow decodes itself: no PostScript, which it hands to a program, and none that it only names."""
-    left_out = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
-    return tuple(
-        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in left_out
-    )
+    formats = image_formats()
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 def _walk(folder: str) -> Iterator[str]:

@@ -17,7 +17,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .images import to_rgb
 
-__all__ = ["MAX_ENCODED_BYTES", "Page", "PageError", "describe_error", "load_page", "open_pdf", "to_page_image"]
+__all__ = [
+    "MAX_ENCODED_BYTES",
+    "Page",
+    "PageError",
+    "describe_error",
+    "image_formats",
+    "load_page",
+    "open_pdf",
+    "to_page_image",
+]
 
 MAX_ENCODED_BYTES = 1 << 30  # of one image in an archive or a table
 POINTS_PER_INCH = 72
@@ -114,13 +123,20 @@ def _decode(page: Page) -> Image.Image:
         raise PageError("it is empty")
     if data is None and not Path(str(page.path)).stat().st_size:
         raise PageError("it is an empty file")
-    with Image.open(page.path if data is None else BytesIO(data)) as image:  # type: ignore[arg-type]
+    with Image.open(page.path if data is None else BytesIO(data), formats=image_formats()) as image:  # type: ignore[arg-type]
         if page.kind == "tiff":
             image.seek(page.page)
         if 0 in image.size:
             raise PageError(f"it has {image.width} x {image.height} pixels")
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
+
+
+@cache
+def image_formats() -> list[str]:
+    """Name what Pillow decodes itself: no PostScript, which it hands to a program, and none that it only names."""
+    Image.init()
+    return sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
 
 def open_pdf(path: str) -> Any:

@@ -250,6 +250,15 @@ def test_what_cannot_be_read_fails_alone(tmp_path: Path, monkeypatch: pytest.Mon
         assert pages.keys() - failed == {"00000.png"} and "regular file" in pages["pipe.png"].error
 
 
+def test_no_program_is_started_for_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript runs in Ghostscript, whatever the file is called."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args: picture(0).im)
+    (page,) = list_pages([tmp_path])
+    with pytest.raises(PageError, match="not an image"):
+        load_page(page)
+
+
 def test_a_pdf_that_crashes_its_reader_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         write_pdf(tmp_path / f"{name}.pdf", 1)
