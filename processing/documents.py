@@ -426,8 +426,20 @@ def _list_hub_dataset(name: str, split: str | None, column: str | None) -> Itera
         data = data.cast_column(column, datasets.Image(decode=False))
     for row, example in enumerate(data):
         value = example[column]
-        encoded = (value.get("bytes"), None) if isinstance(value, dict) else (value, None)
-        yield _Later(f"{name}::{split}", row, lambda encoded=encoded: encoded)  # type: ignore[misc]
+        yield _Later(f"{name}::{split}", row, lambda value=value: (_read_streamed(value), None))  # type: ignore[misc]
+
+
+def _read_streamed(value: Any) -> Any:
+    """Read an image's bytes: of a folder of images on the Hub, a row has only the address of one."""
+    if not isinstance(value, dict):
+        return value
+    data, path = value.get("bytes"), value.get("path") or ""
+    if data is None and path.split("::")[-1].startswith(("hf://", "https://")):  # no file of this machine
+        from datasets.utils.file_utils import xopen
+
+        with xopen(path, "rb") as file:
+            return file.read(MAX_ENCODED_BYTES + 1)
+    return data
 
 
 def _choose_split(wanted: str | None, splits: list[str], source: str) -> str:

@@ -213,6 +213,21 @@ def test_hub_ids_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(pages) == 4 and same(pages[3], picture(3))
 
 
+def test_folders_of_images_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed, their rows are addresses; files of this machine are not read for what a dataset says."""
+    picture(2).save(tmp_path / "local.png")
+    addresses = ["hf://datasets/someone/pages@main/a.png", "zip://b.png::hf://datasets/someone/pages@main/b.zip"]
+    rows = [{"bytes": None, "path": path} for path in (*addresses, str(tmp_path / "local.png"))]
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": rows}, features=features).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: data)
+    content = {address: encoded(number) for number, address in enumerate(addresses)}
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", lambda path, mode: io.BytesIO(content[path]))
+    first, second, local = list_pages(["someone/pages"], split="train")
+    assert same(first, picture(0)) and same(second, picture(1))
+    assert local.error == "there is no image in this row"
+
+
 def test_bad_pages_have_one_error_with_a_reason(tmp_path: Path) -> None:
     reasons = write_bad_pages(tmp_path / "bad")
     found = {}
