@@ -37,6 +37,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 CPU_BUDGET = 1 << 20  # pixels a batch: one page in base mode. More is no faster, only larger.
 PIXELS_PER_GIB = 1 << 20  # of an accelerator's free memory
 MOST_PIXELS = 32 << 20  # beyond it, nothing is faster
+MOST_FAILED = 64  # pages that wait with a batch: behind more of them, it is not filled up
 
 
 @dataclass(frozen=True)
@@ -339,9 +340,9 @@ def encode_prepared(
 ) -> Iterator[PageFeatures]:
     """Encode what [`PageLoader`] gives for each page, in order, in batches that the budget cuts."""
     waiting: list[tuple[Page, PreparedImage | str]] = []
+    images: list[PreparedImage] = []  # of those that wait
 
     def encode() -> Iterator[PageFeatures]:
-        images = [image for _, image in waiting if isinstance(image, PreparedImage)]
         results = iter(encode_images(images, model, image_processor, outputs, dtype, budget) if images else ())
         for page, image in waiting:
             if isinstance(image, str):
@@ -355,21 +356,20 @@ def encode_prepared(
             tokens = count_tokens(image, model.config.sam_config.total_stride)
             yield PageFeatures(page, **facts, grid=image.grid, num_tokens=tokens, outputs=result)
         waiting.clear()
+        images.clear()
 
     for page, image in prepared:
         if stop is not None and stop():
             return
-        images = [other for _, other in waiting if isinstance(other, PreparedImage)]
-        if (
-            isinstance(image, PreparedImage)
-            and images
-            and (budget.is_full(images) or image.view.shape != images[-1].view.shape)
-        ):
-            yield from encode()
-        if isinstance(image, str) and not images:
-            yield PageFeatures(page, error=image)  # nothing is ahead of it
+        if isinstance(image, str):
+            waiting.append((page, image))
+            if not images or len(waiting) - len(images) >= MOST_FAILED:
+                yield from encode()
             continue
+        if images and (budget.is_full(images) or image.view.shape != images[-1].view.shape):
+            yield from encode()
         waiting.append((page, image))
+        images.append(image)
     if stop is None or not stop():
         yield from encode()
 

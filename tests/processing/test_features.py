@@ -23,6 +23,7 @@ from deepencoder.processing import batches
 from deepencoder.processing.batches import OUTPUTS, BatchBudget, encode_images, iterate_features, prepare_image
 from deepencoder.processing.documents import list_pages
 from deepencoder.processing.features import FeatureExtractor, feature_fields, identify_model, to_arrow
+from deepencoder.processing.pages import Page
 
 from ..conftest import ROOT
 from .corpus import encoded, picture, save_model, write_bad_pages, write_pdf, write_pictures
@@ -246,6 +247,21 @@ def test_the_iterator_keeps_order_and_failures(
         for name in OUTPUTS:
             np.testing.assert_allclose(row.outputs[name], expected[name], atol=2e-5)
     assert len(grids) > 2  # tiles of many kinds in one batch
+
+
+def test_failed_pages_do_not_pile_up_behind_a_batch(folder: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    good, drawn = next(list_pages([tmp_path])), []
+
+    def one_good_page() -> Any:
+        yield good
+        for number in range(1000):
+            drawn.append(number)
+            yield Page("bad", number, kind="failed", error="x")
+
+    rows = iterate_features(one_good_page(), *load_once(folder), outputs=("pooled",), batch_size=4, workers=0)
+    assert next(rows).page == good and len(drawn) < 100
+    assert [row.page.page for row in rows] == list(range(1000))
 
 
 def test_a_page_that_kills_its_process_fails_and_no_other(
