@@ -58,6 +58,7 @@ class ExtractionSettings:
         mode (`str`): one of the image processor's; anything else means its own fields.
         outputs, dtype: as for [`iterate_features`].
         format (`str`): `"parquet"` or `"safetensors"`; see [`ShardWriter`].
+        model_dtype (`str`): in which the model computes; `"auto"` is the weights' own.
 
     Raises:
         `ValueError`: an unknown output, dtype or format.
@@ -73,6 +74,7 @@ class ExtractionSettings:
     split: str | None = None
     column: str | None = None
     format: str = "parquet"
+    model_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         check_outputs(self.outputs, self.dtype)

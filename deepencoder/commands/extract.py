@@ -207,6 +207,7 @@ def extract(
             split=split,
             column=column,
             format=format.value,
+            model_dtype=model_dtype.value,
         )
     except ValueError as error:
         raise UserError(f"--{one_line(error)}") from error

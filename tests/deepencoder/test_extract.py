@@ -249,5 +249,7 @@ def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> Non
     assert cli("extract", folder, "-o", output, "--model", model)[0] == 0
     code, _, err = cli("extract", folder, "-o", output, "--model", model, "--mode", "tiny", "--dpi", "72")
     assert code == 2 and "mode was 'custom' and is 'tiny'" in err and "dpi was 144 and is 72" in err
+    code, _, err = cli("extract", folder, "-o", output, "--model", model, "--model-dtype", "bfloat16")
+    assert code == 2 and "model_dtype was 'auto' and is 'bfloat16'" in err
     code, _, err = cli("extract", folder, "-o", output, "--model", model, "--no-resume")
     assert code == 2 and "earlier work" in err
