@@ -52,7 +52,7 @@ class _Lister:
         try:
             for page in pages:
                 yield {"page": pickle.dumps(page)}
-        except NoImagesError as error:
+        except (NoImagesError, FileNotFoundError) as error:  # it happened to lie there, or has gone
             if row["file"] in self.settings.sources:
                 raise
             yield {"page": pickle.dumps(Page(row["file"], kind="failed", error=str(error)))}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 from deepencoder.processing.extraction import BadPageError, ExtractionSettings, extract_features
-from deepencoder.processing.ray_engine import extract_with_ray
+from deepencoder.processing.ray_engine import _Lister, extract_with_ray
 
 ray = pytest.importorskip("ray")
 
@@ -113,6 +114,15 @@ def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp
 def test_strict_names_the_page(cluster: None, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(BadPageError, match="broken.png, page 0"):
         run(make_settings(corpus), tmp_path / "ray", Load(), strict=True)
+
+
+def test_a_file_that_cannot_be_listed_is_a_failed_page(corpus: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"name": ["x"]}), corpus / "metadata.parquet")
+    lister = _Lister(make_settings(corpus), lambda source, page: False)
+    for name, reason in (("metadata.parquet", "image column: none"), ("gone.png", "no such file")):
+        (row,) = lister({"file": str(corpus / name)})
+        page = pickle.loads(row["page"])
+        assert page.kind == "failed" and reason in page.error
 
 
 def test_safetensors_are_refused(tmp_path: Path) -> None:
