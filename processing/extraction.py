@@ -9,7 +9,7 @@ import glob
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -227,10 +227,13 @@ def extract_features(
     together = gather or (lambda value: [value])
     started = time.monotonic()
     output = Path(output)
-    with lock_output(output) if rank == 0 else nullcontext():
+    with ExitStack() as locks:
         if rank == 0:
+            locks.enter_context(lock_output(output))
             open_output(output, settings, resume=resume, retry_failed=retry_failed)
         together(None)
+        if rank != 0:
+            locks.enter_context(_lock(output / f"{LOCK}-{rank:05d}"))
         is_finished = read_finished(output)
 
         def is_mine(index: int, source: str, page: int) -> bool:
@@ -280,16 +283,25 @@ def lock_output(output: Path) -> Iterator[None]:
     """Keep other runs off a folder, which is made if it is missing.
 
     Raises:
-        `ValueError`: another run has it.
+        `ValueError`: another run has it, or a process that outlived its run.
     """
+    output.mkdir(parents=True, exist_ok=True)
+    with _lock(output / LOCK):
+        for path in output.glob(f"{LOCK}-*"):  # of processes of other ranks
+            with _lock(path):
+                pass
+        yield
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / LOCK)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"output {output} is in use by another run.") from error
+        raise ValueError(f"output {path.parent} is in use by another run.") from error
     try:
         yield
     finally:

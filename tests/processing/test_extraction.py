@@ -164,6 +164,13 @@ def test_an_output_has_one_run_at_a_time(load: Load, tmp_path: Path) -> None:
     extract_features(settings(corpus), output, load, on_progress=run_another)
     assert len(refused) == 2 and len(rows_of(output)) == 2
 
+    # A process of another rank that outlived the first one still writes.
+    alone = {"rank": 1, "world_size": 2, "gather": lambda value: [value if value is not None else "a summary"]}
+    write_pictures(corpus, 30)
+    extract_features(settings(corpus), output, load, on_progress=run_another, **alone)
+    assert len(refused) > 2
+    assert extract_features(settings(corpus), output, load).pages == 30
+
 
 def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:
     corpus, output = write_pictures(tmp_path / "corpus", 3), tmp_path / "output"
