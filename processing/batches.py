@@ -201,7 +201,7 @@ def _store(chosen: dict[str, torch.Tensor], dtype: str) -> dict[str, np.ndarray]
     """Bring features home in the type in which they are kept, unless they do not fit it."""
     arrays = {}
     for name, tensor in chosen.items():
-        kept = tensor.to(getattr(torch, dtype))
+        kept = tensor.to(getattr(torch, dtype), copy=True)  # a view would keep all hidden states of its batch
         if not bool(kept.isfinite().all()):
             if not bool(tensor.isfinite().all()):
                 return PageError(f"{name} has values that are not finite: the model overflows in {tensor.dtype}")

@@ -350,6 +350,15 @@ def test_a_batch_that_does_not_fit_is_halved(
     np.testing.assert_allclose(found[1]["pooled"], own_features(folder, picture(1))["pooled"], atol=2e-5)  # type: ignore[index]
 
 
+def test_features_keep_no_more_memory_than_theirs(folder: Path) -> None:
+    for row in encode_images(
+        [prepare_image(picture(0), load_once(folder)[1])] * 3, *load_once(folder), dtype="float32"
+    ):
+        assert isinstance(row, dict)
+        for array in row.values():
+            assert array.base.untyped_storage().nbytes() == array.nbytes  # type: ignore[union-attr]
+
+
 def test_errors_that_are_not_about_memory_are_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = load(folder)
 
