@@ -6,6 +6,7 @@ same numbers. A page that fails is a result like any other. A batch that does no
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class BatchBudget:
             raise ValueError(f"batch_size must be 'auto' or a positive number, got {batch_size!r}.")
         self.pages = batch_size if isinstance(batch_size, int) else None
         self.pixels = CPU_BUDGET
+        self.ahead = 1 if device.type == "cuda" else 0  # batches to launch before one is waited for
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] / 3
             self.pixels = min(MOST_PIXELS, max(CPU_BUDGET, int(free / 2**30 * PIXELS_PER_GIB)))
@@ -147,7 +149,10 @@ def prepare_image(image: Image.Image, image_processor: Any, mode: str | None = N
 
 def _to_pixel_values(views: np.ndarray, image_processor: Any, device: torch.device) -> torch.Tensor:
     """Scale and normalise `(views, 3, H, W)` bytes, by the same operations in float32 as the image processor's."""
-    pixels = torch.from_numpy(views).to(device)
+    pixels = torch.from_numpy(views)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()  # else the copy waits for all that runs on the device
+    pixels = pixels.to(device, non_blocking=True)
     factor = np.full(3, image_processor.rescale_factor if image_processor.do_rescale else 1.0)
     normalize = image_processor.do_normalize
     mean = np.broadcast_to(np.asarray(image_processor.image_mean if normalize else 0.0, np.float64), 3)
@@ -166,9 +171,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
-def _forward(
+Result = dict[str, np.ndarray] | PageError
+
+
+def _launch(
     images: Sequence[PreparedImage], model: Any, image_processor: Any, outputs: Sequence[str], dtype: str
-) -> list[dict[str, np.ndarray] | PageError]:
+) -> Callable[[], list[Result]]:
+    """Begin to encode images. On CUDA nothing here waits for the device; what is returned does, and for this only."""
     device = next(model.parameters()).device
     # Views of one batch have one size; a processor that does not resize gives others, a page at a time.
     values = _to_pixel_values(np.stack([image.view for image in images]), image_processor, device)
@@ -193,22 +202,66 @@ def _forward(
                     chosen[name] = torch.cat(parts)
                 else:
                     chosen[name] = encoded.vision_tokens[index]
-            found.append(chosen)
-        return [_store(chosen, dtype) for chosen in found]
+            found.append({name: _send_home(tensor, dtype) for name, tensor in chosen.items()})
+        devices = {tensor.device for tensor in chosen.values() if tensor.is_cuda}
+        # Copies home come before what is launched later, so these events do, too.
+        events = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def collect() -> list[Result]:
+        for event in events:
+            event.synchronize()
+        return [_check(sent, dtype) for sent in found]
+
+    return collect
 
 
-def _store(chosen: dict[str, torch.Tensor], dtype: str) -> dict[str, np.ndarray] | PageError:
-    """Bring features home in the type in which they are kept, unless they do not fit it."""
-    arrays = {}
-    for name, tensor in chosen.items():
-        kept = tensor.to(getattr(torch, dtype), copy=True)  # a view would keep all hidden states of its batch
-        if not bool(kept.isfinite().all()):
-            if not bool(tensor.isfinite().all()):
-                return PageError(f"{name} has values that are not finite: the model overflows in {tensor.dtype}")
-            largest = float(tensor.abs().max())
-            return PageError(f"{name} reaches {largest:.6g}, which {dtype} cannot hold: choose bfloat16 or float32")
-        arrays[name] = (kept.float() if dtype == "bfloat16" else kept).cpu().numpy()
-    return arrays
+def _send_home(tensor: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Begin to copy features to the CPU, in the type in which they are kept, and the largest of their values."""
+    kept = tensor.to(getattr(torch, dtype), copy=True)  # a view would keep all hidden states of its batch
+    kept = kept.float() if dtype == "bfloat16" else kept
+    # Pinned memory, which the device writes while it goes on.
+    return tuple(part.to("cpu", non_blocking=part.is_cuda) for part in (kept, tensor.abs().amax()))  # type: ignore[return-value]
+
+
+def _check(sent: dict[str, tuple[torch.Tensor, torch.Tensor]], dtype: str) -> Result:
+    """Return features as arrays, unless they do not fit the type in which they are kept."""
+    for name, (_, largest) in sent.items():
+        if not bool(largest.isfinite()):
+            return PageError(f"{name} has values that are not finite: the model overflows in {largest.dtype}")
+        if not bool(largest.to(getattr(torch, dtype)).isfinite()):
+            return PageError(
+                f"{name} reaches {float(largest):.6g}, which {dtype} cannot hold: choose bfloat16 or float32"
+            )
+    return {name: kept.numpy() for name, (kept, _) in sent.items()}
+
+
+def _start_images(
+    images: Sequence[PreparedImage],
+    model: Any,
+    image_processor: Any,
+    outputs: Sequence[str],
+    dtype: str,
+    budget: BatchBudget | None,
+) -> list[Callable[[], list[Result]]]:
+    """Begin to encode images in one batch, or in halves of it where memory does not suffice."""
+    try:
+        return [_launch(images, model, image_processor, outputs, dtype)]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Only noted here: the exception keeps the tensors alive.
+        reason = f"there is not enough memory for its {images[0].pixels:,} pixels"
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if budget is not None:
+        budget.halve(images)
+    if len(images) == 1:
+        return [lambda: [PageError(reason)]]
+    middle = len(images) // 2
+    halves = (images[:middle], images[middle:])
+    return [
+        collect for half in halves for collect in _start_images(half, model, image_processor, outputs, dtype, budget)
+    ]
 
 
 def encode_images(
@@ -225,24 +278,8 @@ def encode_images(
         for each image its outputs, as in [`PageFeatures`], or a [`PageError`]: a single image that does not fit into
         memory, or features that `dtype` cannot hold.
     """
-    try:
-        return _forward(images, model, image_processor, outputs, dtype)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # Only noted here: the exception keeps the tensors alive.
-        reason = f"there is not enough memory for its {images[0].pixels:,} pixels"
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if budget is not None:
-        budget.halve(images)
-    if len(images) == 1:
-        return [PageError(reason)]
-    middle = len(images) // 2
-    halves = (images[:middle], images[middle:])
-    return [
-        result for half in halves for result in encode_images(half, model, image_processor, outputs, dtype, budget)
-    ]
+    started = _start_images(images, model, image_processor, outputs, dtype, budget)
+    return [result for collect in started for result in collect()]
 
 
 class PageLoader:
@@ -338,29 +375,41 @@ def encode_prepared(
     budget: BatchBudget,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[PageFeatures]:
-    """Encode what [`PageLoader`] gives for each page, in order, in batches that the budget cuts."""
+    """Encode what [`PageLoader`] gives for each page, in order, in batches that the budget cuts.
+
+    On an accelerator the next batch is launched before the last one's features are waited for.
+    """
     waiting: list[tuple[Page, PreparedImage | str]] = []
     images: list[PreparedImage] = []  # of those that wait
+    launched: deque[tuple[list[tuple[Page, PreparedImage | str]], list[Callable[[], list[Result]]]]] = deque()
+
+    def finish(ahead: int) -> Iterator[PageFeatures]:
+        while len(launched) > ahead:
+            pages, started = launched.popleft()
+            results = iter([result for collect in started for result in collect()])
+            for page, image in pages:
+                if isinstance(image, str):
+                    yield PageFeatures(page, error=image)
+                    continue
+                result = next(results)
+                facts: dict[str, Any] = {"width": image.width, "height": image.height, "sha256": image.sha256}
+                if isinstance(result, PageError):
+                    yield PageFeatures(page, **facts, error=str(result))
+                    continue
+                tokens = count_tokens(image, model.config.sam_config.total_stride)
+                yield PageFeatures(page, **facts, grid=image.grid, num_tokens=tokens, outputs=result)
 
     def encode() -> Iterator[PageFeatures]:
-        results = iter(encode_images(images, model, image_processor, outputs, dtype, budget) if images else ())
-        for page, image in waiting:
-            if isinstance(image, str):
-                yield PageFeatures(page, error=image)
-                continue
-            result = next(results)
-            facts: dict[str, Any] = {"width": image.width, "height": image.height, "sha256": image.sha256}
-            if isinstance(result, PageError):
-                yield PageFeatures(page, **facts, error=str(result))
-                continue
-            tokens = count_tokens(image, model.config.sam_config.total_stride)
-            yield PageFeatures(page, **facts, grid=image.grid, num_tokens=tokens, outputs=result)
+        started = _start_images(images, model, image_processor, outputs, dtype, budget) if images else []
+        launched.append((waiting[:], started))
         waiting.clear()
         images.clear()
+        yield from finish(budget.ahead)
 
     for page, image in prepared:
         if stop is not None and stop():
-            return
+            waiting.clear()  # not begun
+            break
         if isinstance(image, str):
             waiting.append((page, image))
             if not images or len(waiting) - len(images) >= MOST_FAILED:
@@ -370,8 +419,9 @@ def encode_prepared(
             yield from encode()
         waiting.append((page, image))
         images.append(image)
-    if stop is None or not stop():
+    if waiting and not (stop is not None and stop()):
         yield from encode()
+    yield from finish(0)
 
 
 def count_tokens(image: PreparedImage, stride: int) -> int:

@@ -154,7 +154,8 @@ def open_output(
         if not resume:
             raise ValueError(f"output {output} holds earlier work: take another folder, or resume.")
         try:
-            found = json.loads(path.read_bytes())["settings"]
+            manifest = json.loads(path.read_bytes())
+            found = manifest["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"output {output}: {MANIFEST} is damaged: {error!r}") from error
         changed = [
@@ -176,7 +177,9 @@ def open_output(
     if retry_failed:
         (output / "failures.jsonl").unlink(missing_ok=True)
     if not path.exists():
-        write_atomically(path, json.dumps({"settings": wanted, "done": False}, indent=2))
+        manifest = {"settings": wanted}
+    # Whatever ends this run before it is done, the manifest tells the truth.
+    write_atomically(path, json.dumps(manifest | {"done": False}, indent=2))
     if not (output / CARD).exists():
         write_atomically(output / CARD, _make_card(settings))
 
@@ -228,10 +231,16 @@ def extract_features(
     started = time.monotonic()
     output = Path(output)
     with ExitStack() as locks:
+        refused: Exception | None = None
         if rank == 0:
-            locks.enter_context(lock_output(output))
-            open_output(output, settings, resume=resume, retry_failed=retry_failed)
-        together(None)
+            try:
+                locks.enter_context(lock_output(output))
+                open_output(output, settings, resume=resume, retry_failed=retry_failed)
+            except (ImportError, OSError, ValueError) as error:
+                refused = error
+        (refused,) = together((refused,))[0]
+        if refused is not None:
+            raise refused  # in every process: none waits for the others
         if rank != 0:
             locks.enter_context(_lock(output / f"{LOCK}-{rank:05d}"))
         is_finished = read_finished(output)

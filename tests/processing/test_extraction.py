@@ -4,7 +4,9 @@ import json
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,49 @@ def test_an_output_has_one_run_at_a_time(load: Load, tmp_path: Path) -> None:
     extract_features(settings(corpus), output, load, on_progress=run_another, **alone)
     assert len(refused) > 2
     assert extract_features(settings(corpus), output, load).pages == 30
+
+
+def test_a_refusal_ends_every_process(load: Load, tmp_path: Path) -> None:
+    """Else those that wait for the first one would wait for days."""
+    write_pictures(tmp_path / "corpus", 2)
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    wanted, gathered = settings(tmp_path / "corpus"), threading.Barrier(2)
+    said: dict[int, Any] = {}
+
+    def run(rank: int) -> str:
+        def gather(value: Any) -> list[Any]:
+            said[rank] = value
+            gathered.wait(timeout=60)
+            return [said[0], said[1]]
+
+        with pytest.raises(ValueError, match="is not empty") as error:
+            extract_features(wanted, output, load, rank=rank, world_size=2, gather=gather)
+        return str(error.value)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(run, (0, 1))
+    assert first == second
+    assert [entry.name for entry in output.iterdir() if not entry.name.startswith(".")] == ["notes.txt"]
+
+
+def test_the_manifest_is_not_done_while_a_run_goes_on(load: Load, tmp_path: Path) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "output"
+    write_pictures(corpus, 2)
+    extract_features(settings(corpus), output, load, workers=0)
+    first = json.loads((output / "manifest.json").read_text())
+    assert first["done"] and first["pages"] == 2
+    picture(9, (40, 50)).save(corpus / "z.png")
+    seen = []
+
+    def look(_: Progress) -> None:
+        seen.append(json.loads((output / "manifest.json").read_text()))
+
+    extract_features(settings(corpus), output, load, workers=0, on_progress=look)
+    assert seen == [first | {"done": False}]
+    last = json.loads((output / "manifest.json").read_text())
+    assert last["done"] and last["pages"] == 3
 
 
 def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:

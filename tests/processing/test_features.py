@@ -219,11 +219,66 @@ def test_features_that_the_dtype_cannot_hold_fail(folder: Path, tmp_path: Path) 
     assert "not finite" in str(found)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+def launch_ahead(monkeypatch: pytest.MonkeyPatch, batches_ahead: int) -> None:
+    """Launch as on an accelerator, where a batch is begun before the last one's features are taken."""
+    prepare = BatchBudget.__init__
+
+    def prepare_ahead(self: BatchBudget, *args: Any) -> None:
+        prepare(self, *args)
+        self.ahead = batches_ahead
+
+    monkeypatch.setattr(BatchBudget, "__init__", prepare_ahead)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_next_batch_is_launched_before_features_are_taken(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, stops: bool
+) -> None:
+    launch_ahead(monkeypatch, ahead)
+    model, processor = load(folder)
+    write_pictures(tmp_path, 8)
+    launched, taken = [], []
+    model.register_forward_hook(lambda module, args, output: launched.append(len(taken)))
+    for row in iterate_features(
+        list_pages([tmp_path]),
+        model,
+        processor,
+        outputs=("pooled",),
+        batch_size=2,
+        workers=0,
+        stop=lambda: stops and len(taken) >= 2,
+    ):
+        taken.append(row.page.index)
+    # Pages that had been taken at each launch; what was launched before a stop is given.
+    expected = {0: [0, 2, 4, 6], 1: [0, 0, 2, 4]}[ahead]
+    assert launched == (expected[: 1 + ahead] if stops else expected)
+    assert taken == list(range(2 * len(launched)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_features_from_cuda_are_those_of_the_cpu(folder: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path, 12)
+    pages, (model, processor) = list(list_pages([tmp_path])), load(folder)
+    runs = []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        runs.append(
+            list(iterate_features(pages, model, processor, outputs=OUTPUTS, dtype="float32", batch_size=2, workers=2))
+        )
+    assert BatchBudget(2, torch.device("cuda")).ahead == 1
+    for ours, expected in zip(*runs, strict=True):
+        assert ours.page == expected.page and not ours.error
+        for name in OUTPUTS:
+            np.testing.assert_allclose(ours.outputs[name], expected.outputs[name], atol=1e-3)
+
+
+@pytest.mark.parametrize("workers, ahead", [(0, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("batch_size", ["auto", 3])
 def test_the_iterator_keeps_order_and_failures(
-    tiled: Path, tmp_path: Path, workers: int, batch_size: int | str
+    tiled: Path, tmp_path: Path, workers: int, ahead: int, batch_size: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    launch_ahead(monkeypatch, ahead)
     for number in range(8):
         (tmp_path / "a").mkdir(exist_ok=True)
         picture(number, (60 + 50 * (number % 4), 140)).save(tmp_path / "a" / f"{number}.png")
