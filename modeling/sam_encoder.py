@@ -101,8 +101,11 @@ class SamEncoderAttention(nn.Module):
     def project_in_pieces(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, `(batch, heads, N, head_dim)` in memory as well, without all of them as one."""
         batch, length, _ = hidden_states.shape
-        whole = tuple(hidden_states.new_empty(batch, self.num_heads, length, self.head_dim) for _ in range(3))
         step = -(-length // -(-length // FEED_FORWARD_TOKENS))  # about the same in each piece
+        if torch.compiler.is_compiling():
+            pieces = [self.split_heads(self.qkv(piece), piece.shape[1]) for piece in hidden_states.split(step, dim=1)]
+            return tuple(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
+        whole = tuple(hidden_states.new_empty(batch, self.num_heads, length, self.head_dim) for _ in range(3))
         for image, start in itertools.product(range(batch), range(0, length, step)):
             piece = hidden_states[image : image + 1, start : start + step]
             for tensor, part in zip(whole, self.split_heads(self.qkv(piece), piece.shape[1]), strict=True):
@@ -200,14 +203,14 @@ def add_in_pieces(
     bands = -(-height // rows_together)
     pieces = -(-bands // max(1, tokens // (rows_together * width)))
     rows = -(-bands // pieces) * rows_together  # about the same in each piece
+    if torch.compiler.is_compiling():  # Inductor writes what is put together in its place; of slices it makes masks
+        strips = [[strip + function(strip) for strip in part.split(rows, dim=1)] for part in features.split(images)]
+        return torch.cat([torch.cat(strip, dim=1) for strip in strips])
     output = torch.empty_like(features)
     for image in range(0, batch, images):
         for row in range(0, height, rows):
             piece = (slice(image, image + images), slice(row, row + rows))
-            if torch.compiler.is_compiling():
-                output[piece] = features[piece] + function(features[piece])
-            else:
-                torch.add(features[piece], function(features[piece]), out=output[piece])  # without a copy between
+            torch.add(features[piece], function(features[piece]), out=output[piece])  # without a copy between
     return output
 
 
