@@ -3,11 +3,13 @@
     python benchmarks/extraction.py [--pages FILE ...] [--count 8] [--rounds 3] [--workers 1] [--mode base]
 
 Both run on the same pages, half of them JPEGs and half pages of a PDF, with the published sizes and random weights, in
-turns in one process. The bare forward has its pixels ready. Writing is timed by itself, on the same features.
+turns in one process and in batches of one size. The bare forward has its pixels ready, on the device. Writing is timed
+by itself, on the same features.
 """
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from common import RESULTS, build, environment, randomize, seconds, summarize
 from PIL import Image
 
 from deepencoder import DeepEncoderImageProcessor
-from deepencoder.processing.batches import OUTPUTS, iterate_features
+from deepencoder.processing.batches import OUTPUTS, BatchBudget, iterate_features, prepare_image
 from deepencoder.processing.documents import list_pages
 from deepencoder.processing.extraction import ExtractionSettings, extract_features
 from deepencoder.processing.features import feature_fields
@@ -53,11 +55,12 @@ def measure_writing(rows: list[Any], settings: ExtractionSettings, fields: Any, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", nargs="*", type=Path, default=EXAMPLES)
-    parser.add_argument("--count", type=int, default=8)
+    on_cuda = torch.cuda.is_available()
+    parser.add_argument("--count", type=int, default=512 if on_cuda else 8, help="pages")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if on_cuda else 1)
     parser.add_argument("--mode", default="base")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if on_cuda else "cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -71,7 +74,13 @@ def main() -> None:
         (folder / "corpus").mkdir()
         sources = make_corpus(folder / "corpus", options.pages, options.count)
         settings = ExtractionSettings(sources, "random", "0", options.mode, outputs=OUTPUTS)
-        ready = [processor(load_page(page), return_tensors="pt").to(device) for page in list_pages(sources)]
+        pages = list(list_pages(sources))
+        largest = max(prepare_image(load_page(page), processor).pixels for page in pages)
+        batch_size = max(1, BatchBudget("auto", device).pixels // largest)
+        ready = [
+            processor([load_page(page) for page in pages[start : start + batch_size]], return_tensors="pt").to(device)
+            for start in range(0, len(pages), batch_size)
+        ]
         fields = feature_fields(model.config, processor, OUTPUTS, "float16")
 
         def forward() -> None:
@@ -79,20 +88,23 @@ def main() -> None:
                 model(**inputs)
 
         def extract(output: Path) -> None:
-            summary = extract_features(settings, output, lambda: (model, processor), workers=options.workers)
-            if summary.written != len(ready):
-                raise RuntimeError(f"{summary.written} of {len(ready)} pages were written")
+            summary = extract_features(
+                settings, output, lambda: (model, processor), workers=options.workers, batch_size=batch_size
+            )
+            if summary.written != len(pages):
+                raise RuntimeError(f"{summary.written} of {len(pages)} pages were written")
 
         model(**ready[0])
         for index in range(options.rounds):
-            bare.append(seconds(forward, device) / len(ready))
-            whole.append(seconds(lambda index=index: extract(folder / f"output-{index}"), device) / len(ready))  # type: ignore[misc]
-        rows = list(iterate_features(list_pages(sources), model, processor, workers=0))
+            bare.append(seconds(forward, device) / len(pages))
+            whole.append(seconds(lambda index=index: extract(folder / f"output-{index}"), device) / len(pages))  # type: ignore[misc]
+        rows = list(iterate_features(pages, model, processor, batch_size=batch_size, workers=options.workers))
         for index in range(options.rounds):
             writing.append(measure_writing(rows, settings, fields, folder / f"written-{index}") / len(rows))
     report: dict[str, Any] = {
         "environment": environment(device),
-        "pages": len(ready),
+        "pages": len(pages),
+        "batch_size": batch_size,
         "mode": options.mode,
         "workers": options.workers,
         "bare_forward": summarize(bare),
