@@ -3,7 +3,7 @@
 Unusual: the score of query (i, j) and key (k, l) is `q·k / sqrt(d) + q·Rh[i, k] + q·Rw[j, l]`, with the **unscaled**
 query in both position terms. They depend on the query, so no bias table can be made ahead; and written out for every
 pair of positions they are an N x N matrix a head, 800 MB for a 1024 pixel page. So `sdpa` writes out a few rows at a
-time; or, where a flash kernel will run, none: it lengthens queries and keys so that their product holds the terms.
+time; or, where a flash kernel is fast, none: it lengthens queries and keys so that their product holds the terms.
 
 The functions take `key` and `value` of shape `(batch, heads, height * width, head_dim)` and the queries of all these
 positions or of the first `rows` and `columns`, `(batch, heads, rows * columns, head_dim)`. They give
@@ -32,6 +32,10 @@ __all__ = [
     "relative_position_scores",
     "sdpa_relative_position_attention",
 ]
+
+
+# Elements of lengthened queries to have at a time on a CPU, beside as many of keys and of values.
+LENGTHENED_BUDGET = 2**21
 
 
 class Windows(NamedTuple):
@@ -228,12 +232,13 @@ def lengthened_relative_position_attention(
 
 
 def _suits_flash(query: torch.Tensor, grid: tuple[int, int]) -> bool:
-    """Whether a flash kernel takes lengthened queries: on CUDA, in half precision, up to a head size of 256."""
-    return (
-        query.device.type == "cuda"
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] + sum(grid) <= 256
-    )
+    """Whether to lengthen queries for a flash kernel: up to CUDA's largest head size, 256, and in half precision.
+
+    On a CPU that is bfloat16, whose products are fast (with AMX) and whose sums, a bias, are slow; with float16 and
+    float32 it is the other way round.
+    """
+    dtypes = {"cuda": (torch.float16, torch.bfloat16), "cpu": (torch.bfloat16,)}
+    return query.dtype in dtypes.get(query.device.type, ()) and query.shape[-1] + sum(grid) <= 256
 
 
 def sdpa_relative_position_attention(
@@ -255,22 +260,23 @@ def sdpa_relative_position_attention(
     (rows, height), (columns, width) = relative_height.shape[:2], relative_width.shape[:2]
     dropout = dropout if module.training else 0.0
     images_known = isinstance(batch, int)
-    if _suits_flash(query, (height, width)):
-        arguments = (query, key, value, relative_height, relative_width, scaling, dropout)
-        return _heads_last(lengthened_relative_position_attention(*arguments), images_known), None
     needs_grad = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (query, key, value, relative_height, relative_width)
     )
-    budget = _bias_budget(query, needs_grad)
-    # The number of images is unknown in a graph for any batch: there, all of them go together.
     in_place = query.device.type == "cpu" and not (
         needs_grad or torch.compiler.is_compiling() or torch.jit.is_tracing()
     )
-    if not in_place and (batch if images_known else 1) * heads * length * height * width <= budget:
-        output = _sdpa_rows(query, key, value, relative_height, relative_width, scaling, dropout)
+    lengthens = _suits_flash(query, (height, width))
+    function: Callable[..., torch.Tensor] = lengthened_relative_position_attention if lengthens else _sdpa_rows
+    elements = head_dim + height + width if lengthens else height * width  # that are made for each query
+    budget = LENGTHENED_BUDGET if lengthens else _bias_budget(query, needs_grad)
+    # The number of images is unknown in a graph for any batch: there, all of them go together.
+    small = (batch if images_known else 1) * heads * length * elements <= budget
+    if not in_place and (small or lengthens):
+        output = function(query, key, value, relative_height, relative_width, scaling, dropout)
         return _heads_last(output, images_known), None
 
-    def attend(images: slice, parts: slice, block: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    def attend(images: slice, parts: slice, block: slice, *buffers: torch.Tensor) -> torch.Tensor:
         arguments = (
             query[images, parts, block.start * columns : block.stop * columns],
             key[images, parts],
@@ -279,12 +285,12 @@ def sdpa_relative_position_attention(
             relative_width,
             scaling,
             dropout,
-            buffer,
+            *buffers,
         )
-        return checkpoint(_sdpa_rows, *arguments, use_reentrant=False) if needs_grad else _sdpa_rows(*arguments)
+        return checkpoint(function, *arguments, use_reentrant=False) if needs_grad else function(*arguments)
 
     image_blocks, head_blocks, row_blocks = _blocks(
-        batch if images_known else 1, heads, rows, columns * height * width, budget
+        batch if images_known else 1, heads, rows, columns * elements, budget
     )
     if not images_known:
         image_blocks = [slice(None)]
@@ -299,10 +305,10 @@ def sdpa_relative_position_attention(
 
     output = query.new_empty(batch, length, heads, head_dim)
     largest = query[image_blocks[0], head_blocks[0], : row_blocks[0].stop * columns]
-    buffer = query.new_empty(largest[..., 0].numel() * height * width)
+    buffers = [] if lengthens else [query.new_empty(largest[..., 0].numel() * height * width)]
     for images, parts, block in itertools.product(image_blocks, head_blocks, row_blocks):
         positions = slice(block.start * columns, block.stop * columns)
-        output[images, positions, parts] = attend(images, parts, block, buffer).transpose(1, 2)
+        output[images, positions, parts] = attend(images, parts, block, *buffers).transpose(1, 2)
     return output, None
 
 

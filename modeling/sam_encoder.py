@@ -28,10 +28,15 @@ from .positions import PositionTableCache, relative_positions, resize_position_g
 __all__ = ["SamEncoder"]
 
 
-# Positions that go through a block together on a CPU: what is made of them stays in the processor's cache, and below
-# the 32 MB from which the C library gives memory back after each use.
+# Positions in float32 that go through a block together on a CPU: what is made of them stays in the processor's cache,
+# and below the 32 MB from which the C library gives memory back after each use. Of half the bytes, twice as many.
 ATTENTION_TOKENS = 2048
 FEED_FORWARD_TOKENS = 1024
+
+
+def tokens_together(tokens: int, hidden_states: torch.Tensor) -> int:
+    """How many positions of this dtype take the memory of `tokens` in float32."""
+    return tokens * 4 // hidden_states.element_size()
 
 
 class SamEncoderEmbeddings(nn.Module):
@@ -101,7 +106,8 @@ class SamEncoderAttention(nn.Module):
     def project_in_pieces(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, `(batch, heads, N, head_dim)` in memory as well, without all of them as one."""
         batch, length, _ = hidden_states.shape
-        step = -(-length // -(-length // FEED_FORWARD_TOKENS))  # about the same in each piece
+        tokens = tokens_together(FEED_FORWARD_TOKENS, hidden_states)
+        step = -(-length // -(-length // tokens))  # about the same in each piece
         if torch.compiler.is_compiling():
             pieces = [self.split_heads(self.qkv(piece), piece.shape[1]) for piece in hidden_states.split(step, dim=1)]
             return tuple(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
@@ -238,11 +244,12 @@ class SamEncoderLayer(GradientCheckpointingLayer):
             hidden_states = hidden_states + self.attend(hidden_states, windows=windows, **kwargs)
             return hidden_states + self.feed_forward(hidden_states)
         _, height, width, _ = hidden_states.shape
-        tokens, rows_together = ATTENTION_TOKENS, self.attn.window_size
+        tokens, rows_together = tokens_together(ATTENTION_TOKENS, hidden_states), self.attn.window_size
         if not rows_together:
             tokens, rows_together = height * width, height
         attended = add_in_pieces(lambda piece: self.attend(piece, **kwargs), hidden_states, tokens, rows_together)
-        return add_in_pieces(self.feed_forward, attended, FEED_FORWARD_TOKENS)
+        tokens = tokens_together(FEED_FORWARD_TOKENS, hidden_states)
+        return add_in_pieces(self.feed_forward, attended, tokens)
 
 
 class SamEncoderLayerNorm2d(nn.LayerNorm):

@@ -88,8 +88,9 @@ def test_lengthened_attention_equals_eager_with_its_gradients(grid: tuple[int, i
 @pytest.mark.parametrize("grid", [(6, 6), (4, 7)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_lengthened_attention_is_as_exact_as_a_bias_in_half_precision(
-    grid: tuple[int, int], dtype: torch.dtype
+    grid: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attention, "_suits_flash", lambda query, grid: False)
     torch.manual_seed(0)
     tensors = inputs(grid, dim=64)
     exact = by_definition(tensors, grid, 0.125)
@@ -107,7 +108,10 @@ def test_flash_takes_what_its_head_size_allows(grid: tuple[int, int], expected: 
         ("cuda", torch.bfloat16, expected),
         ("cuda", torch.float16, expected),
         ("cuda", torch.float32, False),
-        ("cpu", torch.bfloat16, False),
+        ("cpu", torch.bfloat16, expected),
+        ("cpu", torch.float16, False),
+        ("cpu", torch.float32, False),
+        ("mps", torch.bfloat16, False),
     ):
         query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 12, grid[0] * grid[1], 64))
         assert attention._suits_flash(query, grid) is suits
@@ -115,9 +119,14 @@ def test_flash_takes_what_its_head_size_allows(grid: tuple[int, int], expected: 
 
 @pytest.mark.parametrize("budget", [1, 200, 1_500, 5_000, 10**9])
 @pytest.mark.parametrize("grad", [False, True])
-def test_sdpa_in_blocks_equals_eager(budget: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lengthens", [False, True])
+def test_sdpa_in_blocks_equals_eager(
+    budget: int, grad: bool, lengthens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every way to cut the batch, the heads and the rows, with the gradients of every input."""
     monkeypatch.setattr(attention, "_bias_budget", lambda query, needs_grad: budget)
+    monkeypatch.setattr(attention, "LENGTHENED_BUDGET", budget)
+    monkeypatch.setattr(attention, "_suits_flash", lambda query, grid: lengthens)
     module = nn.Module().eval()
     results = []
     for function in (eager_relative_position_attention, sdpa_relative_position_attention):

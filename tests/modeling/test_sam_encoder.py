@@ -63,6 +63,7 @@ def use(path: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model.set_attn_implementation("sdpa")
     if path == "lengthened":
         monkeypatch.setattr(attention, "_suits_flash", lambda query, grid: True)
+        monkeypatch.setattr(attention, "LENGTHENED_BUDGET", 5000)
     else:
         monkeypatch.setattr(attention, "_bias_budget", lambda query, needs_grad: 5000)
     for name, tokens in (("ATTENTION_TOKENS", 100), ("FEED_FORWARD_TOKENS", 50)):
