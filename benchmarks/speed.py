@@ -3,6 +3,7 @@
     python benchmarks/speed.py                          # all of it, on a CPU in float32 or on CUDA in bfloat16
     python benchmarks/speed.py --sides 1024 --rounds 3  # some of it
     python benchmarks/speed.py --int8                   # with int8 weights by torchao, eager and compiled, too
+    python benchmarks/speed.py --dtype bfloat16         # both models in it, on a CPU
 
 Both have the same random weights and run in turns in one process; what they give is compared in the same run. Peak
 memory is what a forward adds to a loaded model: on a CPU that of the process, in a process of its own.
@@ -76,21 +77,21 @@ def available_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def cpu_memory_here(which: str, workload: Workload) -> float:
+def cpu_memory_here(which: str, workload: Workload, dtype: torch.dtype) -> float:
     """Bytes that the peak of a forward lies above the loaded model, in this process."""
-    model = build(which)
-    inputs = workload.inputs(torch.device("cpu"), torch.float32)
+    model = build(which).to(dtype)
+    inputs = workload.inputs(torch.device("cpu"), dtype)
     with torch.inference_mode():
-        model(torch.zeros(1, 3, 64, 64))  # what the libraries set up once
+        model(torch.zeros(1, 3, 64, 64, dtype=dtype))  # what the libraries set up once
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         before = status_kilobytes("VmRSS")
         run(which, model, workload, inputs)
     return (status_kilobytes("VmHWM") - before) * 1024
 
 
-def cpu_memory(which: str, workload: Workload) -> float | None:
+def cpu_memory(which: str, workload: Workload, dtype: torch.dtype) -> float | None:
     """The same in a process of its own; None where the machine's memory does not suffice."""
-    command = [sys.executable, __file__, "--memory-of", which, *map(str, workload)]
+    command = [sys.executable, __file__, "--memory-of", which, str(dtype).removeprefix("torch."), *map(str, workload)]
     limit = available_bytes()
 
     def limit_memory() -> None:
@@ -124,7 +125,7 @@ def measure(
     row: dict[str, Any] = {**workload._asdict(), "name": workload.name, "counted_gflop": workload.operations / 1e9}
     for which in models:
         on_cuda = device.type == "cuda"
-        peak = cuda_memory(which, models[which], workload, inputs) if on_cuda else cpu_memory(which, workload)
+        peak = cuda_memory(which, models[which], workload, inputs) if on_cuda else cpu_memory(which, workload, dtype)
         row[which] = {"peak_bytes": peak}
     fitting = {which: model for which, model in models.items() if row[which]["peak_bytes"] is not None}
     results: dict[str, list[torch.Tensor]] = {}
@@ -142,21 +143,25 @@ def measure(
 
 
 def measure_int8(peer: Any, ours: Any, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Time int8 weights and activations at 1024, eager and compiled, against the peer as it is."""
+    """Time int8 weights and activations at 1024, eager and compiled, in this dtype and in bfloat16."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     workload = Workload(1024)
-    inputs = workload.inputs(device, dtype)
-    expected = run("ours", ours, workload, inputs)[0]
-    quantized = copy.deepcopy(ours)
-    quantize_(quantized, Int8DynamicActivationInt8WeightConfig())
-    compiled = copy.deepcopy(quantized)
-    compiled.compile()
-    functions = {"peer": peer, "int8": quantized, "int8 compiled": compiled}
-    times = alternate({name: lambda model=model: model(**inputs) for name, model in functions.items()}, rounds, device)
+    inputs = {dtype: workload.inputs(device, dtype), torch.bfloat16: workload.inputs(device, torch.bfloat16)}
+    expected = run("ours", ours, workload, inputs[dtype])[0].float()
+    calls: dict[str, Callable[[], Any]] = {"peer": lambda: peer(**inputs[dtype])}
+    for precision, pixels in inputs.items():
+        quantized = copy.deepcopy(ours).to(precision)
+        quantize_(quantized, Int8DynamicActivationInt8WeightConfig())
+        compiled = copy.deepcopy(quantized)
+        compiled.compile()
+        name = f"int8, {str(precision).removeprefix('torch.')}"
+        calls[name] = lambda model=quantized, pixels=pixels: model(**pixels)
+        calls[f"{name}, compiled"] = lambda model=compiled, pixels=pixels: model(**pixels)
+    times = alternate(calls, rounds, device)
     row: dict[str, Any] = {name: summarize(runs) for name, runs in times.items()}
-    for name in ("int8", "int8 compiled"):
-        tokens = run("ours", functions[name], workload, inputs)[0]
+    for name in list(calls)[1:]:
+        tokens = calls[name]().last_hidden_state.float()
         row[name]["speedup"] = row["peer"]["median_s"] / row[name]["median_s"]
         row[name]["lowest_cosine"] = torch.cosine_similarity(tokens, expected, dim=-1).min().item()
     return row
@@ -227,21 +232,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_cuda = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="[default: bfloat16 on CUDA]")
     parser.add_argument("--sides", nargs="*", type=int, default=[512, 640, 1024, 1280, 1536, 2048])
     parser.add_argument("--batches", nargs="*", type=int, help="at 1024 [default: 2 4 on a CPU, 2 4 8 16 32 on CUDA]")
     parser.add_argument("--tiles", nargs="*", type=int, default=[6], help="tiles of 640 beside a page of 1024")
     parser.add_argument("--rounds", type=int, default=20 if on_cuda else 5)
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--output", type=Path, help="without suffix [default: results/speed_DEVICE]")
-    parser.add_argument("--memory-of", nargs=4, metavar=("WHO", "SIDE", "BATCH", "TILES"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory-of", nargs=5, metavar=("WHO", "DTYPE", "SIDE", "BATCH", "TILES"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.memory_of:
-        print(cpu_memory_here(options.memory_of[0], Workload(*map(int, options.memory_of[1:]))))
+        which, dtype_name, *numbers = options.memory_of
+        print(cpu_memory_here(which, Workload(*map(int, numbers)), getattr(torch, dtype_name)))
         return
 
     device = torch.device(options.device)
     cuda = device.type == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
+    default = "bfloat16" if cuda else "float32"
+    dtype = getattr(torch, options.dtype or default)
     batches = options.batches if options.batches is not None else [2, 4, *([8, 16, 32] if cuda else [])]
     workloads = [Workload(side) for side in options.sides]
     workloads += [Workload(1024, batch) for batch in batches] + [Workload(1024, 1, tiles) for tiles in options.tiles]
@@ -262,10 +272,12 @@ def main() -> None:
             print(table(report).splitlines()[-1], file=sys.stderr, flush=True)
         if cuda:
             report["latency"] = measure_latency(peer, ours, options.rounds, device, dtype)
+        if dtype != torch.float32:
             report["relative_error_to_float32"] = measure_accuracy(models, device, dtype)
         if options.int8:
             report["int8"] = measure_int8(peer, ours, options.rounds, device, dtype)
-    output = options.output or RESULTS / f"speed_{device.type}"
+    suffix = "" if report["dtype"] == default else f"_{report['dtype']}"
+    output = options.output or RESULTS / f"speed_{device.type}{suffix}"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     plot(report, output.with_suffix(".png"))

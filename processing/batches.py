@@ -18,7 +18,7 @@ from PIL import Image
 
 from .pages import Page, PageError, load_page
 from .tiling import count_image_tokens
-from .workers import map_in_processes
+from .workers import PAGE_TIMEOUT, map_in_processes
 
 __all__ = [
     "DTYPES",
@@ -299,7 +299,7 @@ class PageLoader:
 
 
 def _prepare_pages(
-    pages: Iterable[Page], image_processor: Any, mode: str | None, workers: int
+    pages: Iterable[Page], image_processor: Any, mode: str | None, workers: int, page_timeout: float | None
 ) -> Generator[tuple[Page, PreparedImage | str], None, None]:
     loader = PageLoader(image_processor, mode)
     if not workers:
@@ -307,10 +307,10 @@ def _prepare_pages(
             yield loader(page)
         return
 
-    def fail(page: Page, end: str) -> tuple[Page, PreparedImage | str]:
-        return page.without_data(), f"the process that decoded it died {end}"
+    def fail(page: Page, reason: str) -> tuple[Page, PreparedImage | str]:
+        return page.without_data(), f"decoding it failed: {reason}"
 
-    yield from map_in_processes(loader, pages, workers, fail)
+    yield from map_in_processes(loader, pages, workers, fail, page_timeout)
 
 
 def iterate_features(
@@ -323,6 +323,7 @@ def iterate_features(
     dtype: str = "float16",
     batch_size: int | str = "auto",
     workers: int = 1,
+    page_timeout: float | None = PAGE_TIMEOUT,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[PageFeatures]:
     """Encode a stream of pages, in order, while worker processes decode and prepare the next ones.
@@ -336,23 +337,27 @@ def iterate_features(
         dtype (`str`, defaults to `"float16"`): of the features; see [`PageFeatures`].
         batch_size: see [`BatchBudget`].
         workers (`int`, defaults to 1): processes that decode; 0 for none, and no overlap.
+        page_timeout (`float`, *optional*, defaults to 300): seconds that a worker process may take for a page, which
+            else fails; None for any time. Without workers there is no limit.
         stop (*optional*): asked between batches: whether to end here.
 
     Yields:
         [`PageFeatures`], one a page.
 
     Raises:
-        `ValueError`: an unknown output or dtype, or a `batch_size` or `workers` out of range.
+        `ValueError`: an unknown output or dtype, or a `batch_size`, `workers` or `page_timeout` out of range.
     """
     check_outputs(outputs, dtype)
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}.")
+    if page_timeout is not None and not page_timeout > 0:
+        raise ValueError(f"page_timeout must be positive or None, got {page_timeout}.")
     budget = BatchBudget(batch_size, next(model.parameters()).device)
     model.eval()
 
     def encode() -> Iterator[PageFeatures]:
         # Closed by name: an exception's traceback would keep the worker processes.
-        with closing(_prepare_pages(pages, image_processor, mode, workers)) as prepared:
+        with closing(_prepare_pages(pages, image_processor, mode, workers, page_timeout)) as prepared:
             yield from encode_prepared(prepared, model, image_processor, outputs, dtype, budget, stop)
 
     return encode()

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from .pages import MAX_ENCODED_BYTES, Page, PageError, describe_error, image_formats, open_pdf
-from .workers import DiedError, Worker
+from .workers import PAGE_TIMEOUT, DiedError, Worker
 
 __all__ = ["NoImagesError", "Selector", "list_files", "is_streamed", "list_pages"]
 
@@ -45,6 +45,7 @@ def list_pages(
     split: str | None = None,
     column: str | None = None,
     wanted: Selector | None = None,
+    left_out: str | os.PathLike[str] | None = None,
 ) -> Iterator[Page]:
     """List the pages of a corpus, lazily and in the same order every time.
 
@@ -56,6 +57,7 @@ def list_pages(
         split (`str`, *optional*): of datasets. Default: the only one.
         column (`str`, *optional*): with the images of parquet files and datasets. Default: the only image column.
         wanted (`Selector`, *optional*): pages to leave out are named to it, and neither read nor given.
+        left_out (*optional*): a folder whose files are not part of the corpus, even if a glob matches them.
 
     Yields:
         [`Page`]. What cannot be listed (a broken PDF, an unreadable folder) is a page of kind `"failed"`.
@@ -70,7 +72,7 @@ def list_pages(
     if dpi < 1:
         raise ValueError(f"dpi must be positive, got {dpi}.")
     index = 0
-    for page in _list_all([os.fspath(source) for source in sources], dpi, split, column):
+    for page in _list_all([os.fspath(source) for source in sources], dpi, split, column, left_out):
         page = _with_clean_name(page)
         if wanted is None or wanted(index, page.source, page.page):
             yield page.at(index) if isinstance(page, _Later) else replace(page, index=index)
@@ -105,8 +107,11 @@ class _Later:
         return Page(self.source, self.page, index, data=data)
 
 
-def list_files(sources: Sequence[str]) -> Iterator[str]:
+def list_files(sources: Sequence[str], left_out: str | os.PathLike[str] | None = None) -> Iterator[str]:
     """List the files of a corpus, each once; folders that `datasets` saved, and ids on the Hub, as they are.
+
+    Args:
+        sources, left_out: as for [`list_pages`].
 
     Raises:
         `FileNotFoundError`: one of the sources does not exist.
@@ -114,11 +119,11 @@ def list_files(sources: Sequence[str]) -> Iterator[str]:
     for source in sources:  # all of them now, and not after hours of work
         if not (os.path.lexists(source) or glob.has_magic(source) or _is_hub_id(source)):
             raise FileNotFoundError(f"{source!r}: there is no such file or folder.")
-    yield from _list_files(sources, set())
+    yield from _list_files(sources, set() if left_out is None else {os.path.abspath(left_out)})
 
 
 def _list_files(sources: Sequence[str], done: set[str]) -> Iterator[str]:
-    """`done`: the sources before these: a file that two of them name is listed once."""
+    """`done`: the sources before these, say: a file that two of them name is listed once."""
     for source in sources:
         name = os.path.abspath(source)
         if name in done:
@@ -142,8 +147,10 @@ def _is_plain_folder(path: str) -> bool:
     return os.path.isdir(path) and not any(os.path.isfile(os.path.join(path, name)) for name in DATASET_FILES)
 
 
-def _list_all(sources: list[str], dpi: int, split: str | None, column: str | None) -> Iterator[Page | _Later]:
-    for source in list_files(sources):
+def _list_all(
+    sources: list[str], dpi: int, split: str | None, column: str | None, left_out: str | os.PathLike[str] | None
+) -> Iterator[Page | _Later]:
+    for source in list_files(sources, left_out):
         if os.path.isdir(source) and not _is_plain_folder(source):
             yield from _list_saved_dataset(source, split, column)
         elif _is_hub_id(source) and not os.path.lexists(source):
@@ -227,7 +234,7 @@ def _list_pdf(path: str, dpi: int) -> Iterator[Page]:
         yield Page(path, kind="failed", error=str(error))
         return
     except DiedError as error:
-        yield Page(path, kind="failed", error=f"the process that opened it died {error}")
+        yield Page(path, kind="failed", error=f"the PDF cannot be read: {error}")
         return
     for number in range(count):
         yield Page(path, number, kind="pdf", path=path, dpi=dpi)
@@ -245,8 +252,8 @@ def _may_fork() -> bool:
 
 @lru_cache(maxsize=1)
 def _pdf_counter(process: int) -> Worker[str, int]:
-    """Broken PDFs are opened elsewhere: should pdfium crash, this process goes on. Kept for all PDFs."""
-    return Worker(_count_pdf_pages)
+    """Broken PDFs are opened elsewhere: should pdfium crash or hang, this process goes on. Kept for all PDFs."""
+    return Worker(_count_pdf_pages, PAGE_TIMEOUT)
 
 
 def _list_tiff(path: str) -> Iterator[Page]:

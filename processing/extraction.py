@@ -35,6 +35,7 @@ from .shards import (
     remove_temporaries,
     write_atomically,
 )
+from .workers import PAGE_TIMEOUT
 
 __all__ = ["BadPageError", "ExtractionSettings", "ExtractionSummary", "Progress", "extract_features", "open_output"]
 
@@ -87,11 +88,14 @@ class ExtractionSettings:
         return self.mode if self.mode in MODES else None
 
     def list_pages(
-        self, wanted: Callable[[int, str, int], bool] | None = None, sources: Sequence[str] | None = None
+        self,
+        wanted: Callable[[int, str, int], bool] | None = None,
+        sources: Sequence[str] | None = None,
+        left_out: Path | None = None,
     ) -> Iterator[Page]:
         """List the pages of all sources, or of some; see [`list_pages`]."""
         chosen = self.sources if sources is None else sources
-        return list_pages(chosen, dpi=self.dpi, split=self.split, column=self.column, wanted=wanted)
+        return list_pages(chosen, dpi=self.dpi, split=self.split, column=self.column, wanted=wanted, left_out=left_out)
 
 
 @dataclass
@@ -191,6 +195,7 @@ def extract_features(
     *,
     batch_size: int | str = "auto",
     workers: int = 1,
+    page_timeout: float | None = PAGE_TIMEOUT,
     shard_size: int = 512 << 20,
     shard_seconds: float = 1800.0,
     resume: bool = True,
@@ -209,7 +214,7 @@ def extract_features(
         settings ([`ExtractionSettings`]): what is extracted.
         output (`Path`): the folder. `datasets.load_dataset` opens it as it is.
         load: returns the model, on its device, and the image processor. Called if there is something to do.
-        batch_size, workers: as for [`iterate_features`].
+        batch_size, workers, page_timeout: as for [`iterate_features`].
         shard_size, shard_seconds: as for [`ShardWriter`].
         resume, retry_failed: as for [`open_output`]; failed pages are else done with.
         strict (`bool`): end at the first page that fails; it is not written down as failed.
@@ -251,8 +256,8 @@ def extract_features(
 
         progress = Progress()
         if count and rank == 0:
-            progress.total = _count(settings, is_mine)
-        pages = settings.list_pages(is_mine)
+            progress.total = _count(settings, is_mine, output)
+        pages = settings.list_pages(is_mine, left_out=output)
         first = next(pages, None)
         if first is not None:
             model, image_processor = load()
@@ -277,6 +282,7 @@ def extract_features(
                 dtype=settings.dtype,
                 batch_size=batch_size,
                 workers=workers,
+                page_timeout=page_timeout,
                 stop=stop,
             )
             _write_all(features, writer, FailureLog(output, rank), strict, progress, on_progress)
@@ -317,7 +323,7 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _count(settings: ExtractionSettings, is_wanted: Callable[[int, str, int], bool]) -> int | None:
+def _count(settings: ExtractionSettings, is_wanted: Callable[[int, str, int], bool], left_out: Path) -> int | None:
     if any(is_streamed(source) for source in settings.sources):
         return None
     total = 0
@@ -327,7 +333,7 @@ def _count(settings: ExtractionSettings, is_wanted: Callable[[int, str, int], bo
         total += is_wanted(index, source, page)
         return False  # none is read
 
-    for _ in settings.list_pages(note):
+    for _ in settings.list_pages(note, left_out=left_out):
         pass
     return total
 

@@ -144,7 +144,7 @@ def extract_with_ray(
         open_output(output, settings, resume=resume, retry_failed=retry_failed)
         before = sum(shard["rows"] for shard in read_shards(output))
         failed_before = len(merge_failures(output))
-        files = list(list_files(settings.sources))
+        files = list(list_files(settings.sources, output))
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level=logging.WARNING)

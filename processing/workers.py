@@ -1,7 +1,7 @@
-"""Calls that may kill their process, in processes of their own: results in order, some of them ahead.
+"""Calls that may kill their process or never end, in processes of their own: results in order, some of them ahead.
 
 Unusual: each process has one item at a time and a pipe to itself. So when it dies (a decoder's segmentation fault, the
-kernel out of memory) it is known which item that was, and nobody else's answer is cut off or waits for a lock.
+kernel out of memory) or must be killed, it is known which item that was, and nobody else's answer is cut off or waits.
 """
 
 import multiprocessing
@@ -16,18 +16,19 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-__all__ = ["DiedError", "Worker", "map_in_processes"]
+__all__ = ["PAGE_TIMEOUT", "DiedError", "Worker", "map_in_processes"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 4  # results for each process that wait to be taken
+PAGE_TIMEOUT = 300.0  # seconds, by default: far more than any page takes, and a decoder that hangs holds all others up
 TRIES = 2  # it may have been killed for what another process did
 _STARTS = threading.Lock()  # A process that inherited another's end of a pipe would hide that one's death.
 
 
 class DiedError(RuntimeError):
-    """The process died, at each try. The message says of what."""
+    """There was no answer, at each try: the process died, or the time was up. The message says which."""
 
 
 class Worker(Generic[Item, Result]):
@@ -35,10 +36,11 @@ class Worker(Generic[Item, Result]):
 
     Args:
         function: a picklable callable of one picklable argument.
+        seconds (`float`, *optional*): that a call may take before its process is killed.
     """
 
-    def __init__(self, function: Callable[[Item], Result]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[Item], Result], seconds: float | None = None) -> None:
+        self._function, self._seconds = function, seconds
         self._turn, self._lock = threading.Lock(), threading.Lock()
         self._closed = False
         self._start()
@@ -47,20 +49,24 @@ class Worker(Generic[Item, Result]):
         """Return what the function returns for an item, or raise what it raises.
 
         Raises:
-            `DiedError`: its process died.
+            `DiedError`: its process died, or took too long.
         """
         with self._turn:
             return self._call(item)
 
     def _call(self, item: Item) -> Result:
         for _ in range(TRIES):
+            late = False
             try:
                 self._connection.send(item)
+                late = not self._connection.poll(self._seconds)
+                if late:
+                    self._process.kill()
                 raised, value = self._connection.recv()
             except (EOFError, OSError):
                 self._connection.close()
                 self._process.join()
-                code = self._process.exitcode
+                end = f"it took longer than {self._seconds:g} s" if late else _describe_end(self._process.exitcode)
                 with self._lock:
                     if self._closed:
                         break
@@ -73,7 +79,7 @@ class Worker(Generic[Item, Result]):
             if raised:
                 raise value
             return value
-        raise DiedError("a closed worker" if self._closed else _describe_end(code))
+        raise DiedError("it was interrupted" if self._closed else end)
 
     def close(self) -> None:
         """End the process at once; a call that waits for it, in another thread, raises [`DiedError`]."""
@@ -96,16 +102,17 @@ def map_in_processes(
     items: Iterable[Item],
     processes: int,
     on_death: Callable[[Item, str], Result],
+    seconds: float | None = None,
 ) -> Iterator[Result]:
     """Yield `function(item)` for a stream of items, in order, while processes compute the next ones.
 
     Args:
-        function: as for [`Worker`].
+        function, seconds: as for [`Worker`].
         items: drawn in this process, as they are needed.
         processes (`int`): how many; at least 1.
-        on_death: takes an item whose process died, and of what; gives the result.
+        on_death: takes an item without an answer, and the reason; gives the result.
     """
-    workers = [Worker(function) for _ in range(processes)]
+    workers = [Worker(function, seconds) for _ in range(processes)]
     idle: SimpleQueue[Worker[Item, Result]] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
@@ -164,5 +171,5 @@ def _end_with(parent: int) -> None:
 
 def _describe_end(code: int | None) -> str:
     if code is not None and code < 0:
-        return f"of signal {-code}, {signal.strsignal(-code)}"
-    return f"with exit code {code}"
+        return f"its process died of signal {-code}, {signal.strsignal(-code)}"
+    return f"its process died with exit code {code}"

@@ -78,6 +78,21 @@ def test_deepencoder_equals_unlimited_ocr(size: tuple[int, int], implementation:
     report_difference(f"DeepEncoder {implementation} {size}", ours, theirs)
 
 
+@pytest.mark.parametrize("size", [(512, 512), (1024, 1024), (448, 704)], ids=str)
+@torch.no_grad()
+def test_deepencoder_is_as_exact_as_unlimited_ocr_in_bfloat16(size: tuple[int, int]) -> None:
+    peer, model = deepencoder_pair()
+    pixels = torch.randn(2, 3, *size)
+    exact = peer(pixels).last_hidden_state
+    peer.set_attn_implementation("sdpa")
+    errors = [
+        ((half(pixels.bfloat16()).last_hidden_state.float() - exact).norm() / exact.norm()).item()
+        for half in (model.bfloat16(), peer.bfloat16())
+    ]
+    print(f"relative error in bfloat16, {size}: ours {errors[0]:.5f}, theirs {errors[1]:.5f}")
+    assert errors[0] < 1.1 * errors[1] and errors[1] < 0.1
+
+
 @torch.no_grad()
 def test_deepencoder_equals_unlimited_ocr_at_full_depth() -> None:
     module = peer_module("unlimited_ocr")

@@ -83,7 +83,7 @@ def encode(
     check_target(picture, "--picture", (".png",))
     target_device = pick_device(device)
     if model is None:
-        errors.print(DEMO_NOTICE, style="yellow")
+        errors.print(DEMO_NOTICE, style="yellow", soft_wrap=True)
     source = None if model is None else Source(model, trust_remote_code, revision, full_download)
     encoder = load_model(source, dtype).to(target_device).eval()
     processor = load_processor(source)

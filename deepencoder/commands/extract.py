@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils.hub import extract_commit_hash
 
 from ..processing import batches, extraction, features, shards
+from ..processing.workers import PAGE_TIMEOUT
 from .common import (
     DEMO_NOTICE,
     Dtype,
@@ -163,6 +164,9 @@ def extract(
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode. Default: half the cores, 8 at most.", show_default=False)
     ] = None,
+    page_timeout: Annotated[
+        float, typer.Option(help="Seconds that decoding a page may take; then it fails. Not with ray.")
+    ] = PAGE_TIMEOUT,
     dpi: Annotated[int, typer.Option(help="At which PDFs are rendered.")] = 144,
     split: Annotated[str | None, typer.Option(help="Of datasets.")] = None,
     column: Annotated[str | None, typer.Option(help="With images, of tables and datasets.")] = None,
@@ -188,11 +192,11 @@ def extract(
     chosen_batch_size, shard_bytes = _to_batch_size(batch_size), _to_bytes(shard_size)
     if workers is None:
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))
-    if workers < 0 or dpi < 1 or not shard_minutes > 0:
-        raise UserError("--workers must not be negative, --dpi and --shard-minutes must be positive.")
+    if workers < 0 or dpi < 1 or not (shard_minutes > 0 and page_timeout > 0):
+        raise UserError("--workers must not be negative, --dpi, --shard-minutes and --page-timeout must be positive.")
     target_device, rank, world_size, gather = _join_processes(device)
     if model is None and rank == 0:
-        errors.print(DEMO_NOTICE, style="yellow")
+        errors.print(DEMO_NOTICE, style="yellow", soft_wrap=True)
     source = None if model is None else Source(model, trust_remote_code, revision, full_download)
     processor = load_processor(source)
     try:
@@ -236,6 +240,7 @@ def extract(
                 _LoadModel(source, model_dtype, str(target_device), processor),
                 batch_size=chosen_batch_size,
                 workers=workers,
+                page_timeout=page_timeout,
                 shard_size=shard_bytes,
                 shard_seconds=60 * shard_minutes,
                 resume=resume,

@@ -291,7 +291,7 @@ def test_a_pdf_that_crashes_its_reader_fails(tmp_path: Path, monkeypatch: pytest
     finally:
         documents._pdf_counter.cache_clear()
     assert [page.kind for page in pages] == ["pdf", "failed", "pdf"]
-    assert "the process that opened it died of signal 9" in pages[1].error
+    assert "the PDF cannot be read: its process died of signal 9" in pages[1].error
 
 
 def test_cells_of_an_image_column() -> None:

@@ -154,6 +154,14 @@ def test_other_settings_and_other_folders_are_refused(load: Load, tmp_path: Path
         extract_features(settings(corpus), output, load)
 
 
+def test_a_glob_does_not_match_the_output_itself(load: Load, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "corpus.parquet", 3)
+    for _ in range(2):
+        summary = extract_features(settings(tmp_path / "**" / "*.parquet"), tmp_path / "output", load)
+        assert (summary.pages, summary.failed, summary.shards) == (3, 0, 1)
+    assert list((tmp_path / "output").rglob("*.parquet"))
+
+
 def test_an_output_has_one_run_at_a_time(load: Load, tmp_path: Path) -> None:
     corpus, output = write_pictures(tmp_path / "corpus", 2), tmp_path / "output"
     refused = []

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -341,7 +342,28 @@ def test_a_page_that_kills_its_process_fails_and_no_other(
         found = list(iterate_features(pages, *load_once(folder), outputs=("pooled",), workers=workers))
         assert [row.page for row in found] == pages and once.exists()
         assert [bool(row.error) for row in found] == [row.index == 3 for row in pages]
-        assert "the process that decoded it died of signal 9" in found[3].error
+        assert "its process died of signal 9" in found[3].error
+    assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_page_that_hangs_fails_and_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    write_pictures(tmp_path / "a", 5)
+    load_page = batches.load_page
+
+    def load_slowly(page: Any) -> Any:
+        if page.index == 2:
+            time.sleep(600)
+        return load_page(page)
+
+    monkeypatch.setattr(batches, "load_page", load_slowly)
+    pages, before = list(list_pages([tmp_path / "a"])), multiprocessing.active_children()
+    options = {"outputs": ("pooled",), "workers": workers, "page_timeout": 2.0}
+    found = list(iterate_features(pages, *load_once(folder), **options))
+    assert [row.page for row in found] == pages
+    assert [row.error for row in found] == ["", "", "decoding it failed: it took longer than 2 s", "", ""]
     assert multiprocessing.active_children() == before
 
 
