@@ -280,7 +280,8 @@ def main() -> None:
     output = options.output or RESULTS / f"speed_{device.type}{suffix}"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    plot(report, output.with_suffix(".png"))
+    if any(row["batch"] == 1 and not row["tiles"] for row in report["rows"]):
+        plot(report, output.with_suffix(".png"))
     print(f"matrix products: {report['matrix_operations_per_s'] / 1e9:.0f} GFLOP/s\n\n{table(report)}")
     for name in ("latency", "relative_error_to_float32", "int8"):
         if name in report:

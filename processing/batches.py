@@ -30,6 +30,7 @@ __all__ = [
     "encode_images",
     "encode_prepared",
     "iterate_features",
+    "not_prepared",
     "prepare_image",
 ]
 
@@ -298,6 +299,11 @@ class PageLoader:
         return page.without_data(), prepared  # what was read need not travel back
 
 
+def not_prepared(page: Page, reason: str) -> tuple[Page, PreparedImage | str]:
+    """Say of a page, as [`PageLoader`] does, that the process that decoded it gave no answer."""
+    return page.without_data(), f"decoding it failed: {reason}"
+
+
 def _prepare_pages(
     pages: Iterable[Page], image_processor: Any, mode: str | None, workers: int, page_timeout: float | None
 ) -> Generator[tuple[Page, PreparedImage | str], None, None]:
@@ -307,10 +313,7 @@ def _prepare_pages(
             yield loader(page)
         return
 
-    def fail(page: Page, reason: str) -> tuple[Page, PreparedImage | str]:
-        return page.without_data(), f"decoding it failed: {reason}"
-
-    yield from map_in_processes(loader, pages, workers, fail, page_timeout)
+    yield from map_in_processes(loader, pages, workers, not_prepared, page_timeout)
 
 
 def iterate_features(

@@ -12,10 +12,11 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batches import BatchBudget, PageLoader, encode_prepared
+from .batches import BatchBudget, PageLoader, encode_prepared, not_prepared
 from .documents import NoImagesError, list_files
 from .extraction import BadPageError, ExtractionSettings, ExtractionSummary, finish_output, lock_output, open_output
 from .features import feature_fields
@@ -30,6 +31,7 @@ from .shards import (
     read_shards,
     to_table,
 )
+from .workers import PAGE_TIMEOUT, DiedError, Worker
 
 if TYPE_CHECKING:
     import pyarrow
@@ -59,13 +61,26 @@ class _Lister:
 
 
 class _Preparer:
-    """A page's reference -> what [`PageLoader`] makes of it."""
+    """A page's reference -> what a [`PageLoader`], pickled, makes of it.
 
-    def __init__(self, image_processor: Any, mode: str | None) -> None:
-        self.loader = PageLoader(image_processor, mode)
+    In a process beside Ray's own, which a decoder may kill: Ray would try the same pages again until it gave up.
+    """
+
+    def __init__(self, loader: bytes, page_timeout: float | None) -> None:
+        self.loader, self.page_timeout = loader, page_timeout
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"prepared": pickle.dumps(self.loader(pickle.loads(row["page"])))}
+        page = pickle.loads(row["page"])
+        try:
+            prepared = _decoder(self.loader, self.page_timeout, os.getpid())(page)
+        except DiedError as error:
+            prepared = not_prepared(page, str(error))
+        return {"prepared": pickle.dumps(prepared)}
+
+
+@lru_cache(maxsize=1)
+def _decoder(loader: bytes, page_timeout: float | None, process: int) -> Worker[Page, Any]:
+    return Worker(pickle.loads(loader), page_timeout)  # kept from task to task
 
 
 class _Encoder:
@@ -112,6 +127,7 @@ def extract_with_ray(
     *,
     actors: int | None = None,
     batch_size: int | str = "auto",
+    page_timeout: float | None = PAGE_TIMEOUT,
     shard_size: int = 512 << 20,
     resume: bool = True,
     retry_failed: bool = False,
@@ -120,8 +136,8 @@ def extract_with_ray(
     """Do what [`extract_features`] does, on the cluster that `ray.init` finds (`RAY_ADDRESS`), or on this machine.
 
     Args:
-        settings, output, batch_size, resume, retry_failed, strict: as for [`extract_features`]. Sources and output
-            must be reachable under the same names on every node.
+        settings, output, batch_size, page_timeout, resume, retry_failed, strict: as for [`extract_features`]. Sources
+            and output must be reachable under the same names on every node.
         load: returns the model, on the device of the actor that calls it, and the image processor. It is pickled.
         image_processor ([`DeepEncoderImageProcessor`]): the model's.
         actors (`int`, *optional*): copies of the model. Default: one a GPU, or one without GPUs.
@@ -152,7 +168,8 @@ def extract_with_ray(
         pages = ray.data.from_items([{"file": file} for file in files]).flat_map(
             _Lister(settings, read_finished(output))
         )
-        features = pages.map(_Preparer(image_processor, settings.named_mode)).map_batches(
+        loader = ray.cloudpickle.dumps(PageLoader(image_processor, settings.named_mode))
+        features = pages.map(_Preparer(loader, page_timeout)).map_batches(
             _Encoder,
             fn_constructor_args=(settings, output, load, batch_size, strict),
             batch_size=PAGES_A_CALL,

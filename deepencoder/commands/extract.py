@@ -165,7 +165,7 @@ def extract(
         int | None, typer.Option(help="Processes that decode. Default: half the cores, 8 at most.", show_default=False)
     ] = None,
     page_timeout: Annotated[
-        float, typer.Option(help="Seconds that decoding a page may take; then it fails. Not with ray.")
+        float, typer.Option(help="Seconds that decoding a page may take; then it fails.")
     ] = PAGE_TIMEOUT,
     dpi: Annotated[int, typer.Option(help="At which PDFs are rendered.")] = 144,
     split: Annotated[str | None, typer.Option(help="Of datasets.")] = None,
@@ -223,6 +223,7 @@ def extract(
             _LoadModel(source, model_dtype, device, processor),
             actors=actors,
             batch_size=chosen_batch_size,
+            page_timeout=page_timeout,
             shard_size=shard_bytes,
             resume=resume,
             retry_failed=retry_failed,
@@ -254,7 +255,7 @@ def extract(
                 on_progress=bar.update,
             )
         except OSError as error:
-            raise UserError(f"{one_line(error)}. Finished shards in {output} are kept.") from error
+            raise UserError(f"{one_line(error).removesuffix('.')}. Finished shards in {output} are kept.") from error
         except (ImportError, ValueError, RuntimeError) as error:
             raise UserError(one_line(error)) from error
         received = stopped()
@@ -273,7 +274,7 @@ def _extract_with_ray(
     try:
         return extract_with_ray(settings, output, load, load.processor, **options)
     except OSError as error:
-        raise UserError(f"{one_line(error)}. Finished shards in {output} are kept.") from error
+        raise UserError(f"{one_line(error).removesuffix('.')}. Finished shards in {output} are kept.") from error
     except (ImportError, ValueError, RuntimeError) as error:
         raise UserError(one_line(error)) from error
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,21 @@ class Load:
         return model, DeepEncoderImageProcessor(**FIELDS)
 
 
-def run(settings: ExtractionSettings, output: Path, load: Load, **options: Any) -> Any:
-    processor = DeepEncoderImageProcessor(**FIELDS)
-    return extract_with_ray(settings, output, load, processor, batch_size=1, **options)
+class Deadly(DeepEncoderImageProcessor):
+    """One page kills the process that prepares it, as a decoder's segmentation fault does, and one takes forever."""
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        if images.height == 43:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if images.height == 45:
+            time.sleep(600)
+        return super().__call__(images, *args, **kwargs)
+
+
+def run(
+    settings: ExtractionSettings, output: Path, load: Load, kind: Any = DeepEncoderImageProcessor, **options: Any
+) -> Any:
+    return extract_with_ray(settings, output, load, kind(**FIELDS), batch_size=1, **options)
 
 
 def rows(output: Path) -> dict[tuple[str, int], Any]:
@@ -109,6 +122,16 @@ def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp
     assert extract_features(settings, output, Load(), workers=0).written == 0
     assert extract_features(settings, tmp_path / "plain", Load(), batch_size=1, workers=0).written == 1
     assert rows(output) == rows(tmp_path / "plain")
+
+
+def test_decoders_that_die_and_hang_cost_their_pages(cluster: None, corpus: Path, tmp_path: Path) -> None:
+    summary = run(make_settings(corpus), tmp_path / "ray", Load(), kind=Deadly, page_timeout=3.0)
+    assert (summary.pages, summary.failed, summary.done) == (PAGES - 2, 3, True)
+    failures = [json.loads(line) for line in (tmp_path / "ray" / "failures.jsonl").read_text().splitlines()]
+    errors = {Path(failure["source"]).name: failure["reason"] for failure in failures}
+    assert errors.keys() == {"03.png", "05.png", "broken.png"}
+    assert "its process died of signal 9" in errors["03.png"]
+    assert errors["05.png"] == "decoding it failed: it took longer than 3 s"
 
 
 def test_strict_names_the_page(cluster: None, corpus: Path, tmp_path: Path) -> None:
