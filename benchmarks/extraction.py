@@ -61,9 +61,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if on_cuda else 1)
     parser.add_argument("--mode", default="base")
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="[default: bfloat16 on CUDA]")
     options = parser.parse_args()
     device = torch.device(options.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, options.dtype or default)
     model = randomize(build("ours")).to(device, dtype)
     processor = DeepEncoderImageProcessor(mode=options.mode)
     bare: list[float] = []
@@ -106,6 +108,7 @@ def main() -> None:
         "pages": len(pages),
         "batch_size": batch_size,
         "mode": options.mode,
+        "dtype": str(dtype).removeprefix("torch."),
         "workers": options.workers,
         "bare_forward": summarize(bare),
         "extraction": summarize(whole),
@@ -113,7 +116,8 @@ def main() -> None:
     }
     report["throughput_of_bare"] = report["bare_forward"]["median_s"] / report["extraction"]["median_s"]
     report["writing_share"] = report["writing"]["median_s"] / report["extraction"]["median_s"]
-    (RESULTS / f"extraction_{device.type}.json").write_text(json.dumps(report, indent=2) + "\n")
+    suffix = "" if report["dtype"] == default else f"_{report['dtype']}"
+    (RESULTS / f"extraction_{device.type}{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
     for what in ("bare_forward", "extraction", "writing"):
         print(f"{what:13} {report[what]['median_s']:.4f} s a page, spread {100 * report[what]['spread']:.0f} %")
     print(f"extraction has {100 * report['throughput_of_bare']:.1f} % of the bare forward's throughput")

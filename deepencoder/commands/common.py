@@ -172,8 +172,27 @@ class Source:
         return {"revision": self.revision, "full_download": self.full_download}
 
 
-def load_model(source: Source | None, dtype: Dtype) -> Any:
-    """Load a DeepEncoder; the demo model for None."""
+def load_model(source: Source | None, dtype: Dtype, device: torch.device) -> Any:
+    """Load a DeepEncoder, ready for inference on a device; the demo model for None."""
+    model = _load_deepencoder(source, dtype).to(device).eval()
+    if dtype is Dtype.auto and device.type == "cpu" and _is_slow_here(model.dtype):
+        make_console(stderr=True).print(
+            f"This processor has no units for the model's {str(model.dtype).removeprefix('torch.')}: "
+            "float32 (--dtype of encode, --model-dtype of extract) is several times faster.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    return model
+
+
+def _is_slow_here(dtype: torch.dtype) -> bool:
+    """Whether this processor is known to lack fast products of half precision; see `benchmarks/precision.py`."""
+    wanted = {torch.bfloat16: {"amx_bf16"}, torch.float16: {"amx_fp16", "avx512_fp16"}}.get(dtype)
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # of newer torch
+    return wanted is not None and found.get("architecture") == "x86_64" and not any(map(found.get, wanted))
+
+
+def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:
     if source is None:
         demo = _demo_model()
         return demo if dtype is Dtype.auto else demo.to(getattr(torch, dtype.value))

@@ -85,7 +85,7 @@ def encode(
     if model is None:
         errors.print(DEMO_NOTICE, style="yellow", soft_wrap=True)
     source = None if model is None else Source(model, trust_remote_code, revision, full_download)
-    encoder = load_model(source, dtype).to(target_device).eval()
+    encoder = load_model(source, dtype, target_device)
     processor = load_processor(source)
     fields: dict[str, Any] = {} if mode is None else {"mode": mode.value}
 

@@ -106,7 +106,7 @@ class _LoadModel:
         self.source, self.dtype, self.device, self.processor = source, dtype, device, processor
 
     def __call__(self) -> tuple[Any, Any]:
-        return load_model(self.source, self.dtype).to(pick_device(self.device)).eval(), self.processor
+        return load_model(self.source, self.dtype, pick_device(self.device)), self.processor
 
 
 class _Bar:

@@ -15,6 +15,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from deepencoder import DeepEncoder
+
 from ..conftest import ROOT
 from ..processing.corpus import picture, save_model, write_bad_pages, write_pdf, write_pictures
 
@@ -242,6 +244,26 @@ def test_mistakes_are_one_line(cli: Any, arguments: list[str], words: list[str],
     errors = [line for line in err.splitlines() if line and "mean nothing" not in line]
     assert len(errors) == 1 and errors[0].startswith("Error: "), err
     assert all(places.get(word, word) in errors[0] for word in words), err
+
+
+def test_half_precision_that_is_slow_here_is_told(
+    cli: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, half = write_pictures(tmp_path / "pages", 1), tmp_path / "half"
+    DeepEncoder.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(half)
+    units: dict[str, Any] = {"architecture": "x86_64", "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+
+    def says_so(name: str, *options: Any) -> bool:
+        code, _, err = cli("extract", pages, "-o", tmp_path / name, "--device", "cpu", "--workers", "0", *options)
+        assert code == 0, err
+        return "--model-dtype of extract) is several times faster" in err
+
+    assert says_so("a", "--model", half)
+    assert not says_so("b", "--model", model)
+    assert not says_so("c", "--model", half, "--model-dtype", "bfloat16")  # as it was asked for
+    units["amx_bf16"] = True
+    assert not says_so("d", "--model", half)
 
 
 def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> None:
