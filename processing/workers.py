@@ -40,7 +40,8 @@ class Worker(Generic[Item, Result]):
     """
 
     def __init__(self, function: Callable[[Item], Result], seconds: float | None = None) -> None:
-        self._function, self._seconds = function, seconds
+        self._function = function
+        self._seconds = None if seconds is None else min(seconds, 1e6)  # more milliseconds than poll can count
         self._turn, self._lock = threading.Lock(), threading.Lock()
         self._closed = False
         self._start()

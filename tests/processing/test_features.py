@@ -346,6 +346,18 @@ def test_a_page_that_kills_its_process_fails_and_no_other(
     assert multiprocessing.active_children() == before
 
 
+def test_any_time_limit_is_taken(folder: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", 1)
+    for limit in (None, float("inf"), 1e12):
+        (row,) = iterate_features(
+            list_pages([tmp_path / "a"]), *load_once(folder), outputs=("pooled",), workers=1, page_timeout=limit
+        )
+        assert not row.error
+    for limit in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="page_timeout"):
+            iterate_features([], *load_once(folder), page_timeout=limit)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_page_that_hangs_fails_and_no_other(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
