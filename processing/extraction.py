@@ -256,9 +256,9 @@ def extract_features(
 
         progress = Progress()
         if count and rank == 0:
-            progress.total = _count(settings, is_mine, output)
+            progress.total = _count(settings, is_mine, output, stop)
         pages = settings.list_pages(is_mine, left_out=output)
-        first = next(pages, None)
+        first = None if stop() else next(pages, None)
         if first is not None:
             model, image_processor = load()
             mode = settings.named_mode
@@ -323,7 +323,12 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _count(settings: ExtractionSettings, is_wanted: Callable[[int, str, int], bool], left_out: Path) -> int | None:
+def _count(
+    settings: ExtractionSettings,
+    is_wanted: Callable[[int, str, int], bool],
+    left_out: Path,
+    stop: Callable[[], bool],
+) -> int | None:
     if any(is_streamed(source) for source in settings.sources):
         return None
     total = 0
@@ -331,10 +336,10 @@ def _count(settings: ExtractionSettings, is_wanted: Callable[[int, str, int], bo
     def note(index: int, source: str, page: int) -> bool:
         nonlocal total
         total += is_wanted(index, source, page)
-        return False  # none is read
+        return stop()  # else none is read
 
     for _ in settings.list_pages(note, left_out=left_out):
-        pass
+        return None
     return total
 
 

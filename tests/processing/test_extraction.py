@@ -53,7 +53,7 @@ def settings(*sources: Path, **fields: Any) -> ExtractionSettings:
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(output / "data").to_pylist()
+    return pyarrow.parquet.read_table(output / "data").to_pylist() if (output / "data").exists() else []
 
 
 def list_pages_of(folder: Path) -> list[str]:
@@ -313,6 +313,21 @@ def test_an_error_while_listing_keeps_what_was_written(load: Load, tmp_path: Pat
     with pytest.raises(ConnectionError):
         extract_features(Interrupted(**facts), output, load, workers=0, count=False, batch_size=1)
     assert len(rows_of(output)) == 2  # the third waited for its batch
+
+
+def test_a_stop_ends_the_counting_too(tmp_path: Path) -> None:
+    corpus, asked = write_pictures(tmp_path / "corpus", 20), []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    def load() -> Any:
+        raise AssertionError("there is nothing to do for a model")
+
+    summary = extract_features(settings(corpus), tmp_path / "output", load, stop=stop)
+    assert (summary.pages, summary.done) == (0, False) and len(asked) < 12
+    assert not (tmp_path / "output" / "data").exists()
 
 
 def test_a_stop_writes_what_there_is(load: Load, tmp_path: Path) -> None:
