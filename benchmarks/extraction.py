@@ -20,12 +20,12 @@ from common import RESULTS, build, environment, randomize, seconds, summarize
 from PIL import Image
 
 from deepencoder import DeepEncoderImageProcessor
-from deepencoder.processing.batches import OUTPUTS, BatchBudget, iterate_features, prepare_image
-from deepencoder.processing.documents import list_pages
-from deepencoder.processing.extraction import ExtractionSettings, extract_features
-from deepencoder.processing.features import feature_fields
-from deepencoder.processing.pages import load_page
-from deepencoder.processing.shards import ShardWriter, page_schema
+from deepencoder.extraction.batches import OUTPUTS, BatchBudget, iterate_features, prepare_image
+from deepencoder.extraction.documents import list_pages
+from deepencoder.extraction.extraction import ExtractionSettings, extract_features
+from deepencoder.extraction.features import feature_fields
+from deepencoder.extraction.pages import load_page
+from deepencoder.extraction.shards import ShardWriter, page_schema
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[!e]*.png"))
 

@@ -1,7 +1,22 @@
-"""What a model is: the three configurations."""
+"""What a model is: one configuration a model, and their checks."""
 
-from .clip_vision_encoder import ClipVisionEncoderConfig
-from .deepencoder import DeepEncoderConfig
-from .sam_encoder import SamEncoderConfig
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from .clip_vision_encoder import ClipVisionEncoderConfig
+    from .deepencoder import DeepEncoderConfig
+    from .sam_encoder import SamEncoderConfig
 
 __all__ = ["ClipVisionEncoderConfig", "DeepEncoderConfig", "SamEncoderConfig"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "ClipVisionEncoderConfig": ".clip_vision_encoder",
+            "DeepEncoderConfig": ".deepencoder",
+            "SamEncoderConfig": ".sam_encoder",
+        },
+    )

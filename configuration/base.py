@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from .sharing import SharedPart
+from .remote_code import SharedPart
 
 __all__ = ["DeepEncoderPreTrainedConfig"]
 

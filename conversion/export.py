@@ -20,8 +20,8 @@ from torch import nn
 
 from ..modeling import ClipVisionEncoder, DeepEncoder, SamEncoder
 from ..modeling.positions import resize_position_grid, resize_relative_positions
+from ..sharing.hub import package_version
 from .checkpoints import MODELS
-from .hub import package_version
 
 __all__ = ["FORMATS", "OPSET", "TOLERANCE", "export_model", "fix_image_size"]
 

@@ -13,7 +13,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..processing import DeepEncoderImageProcessor
-from ..processing.image_processing import MODES
+from ..processing.modes import MODES
 from .layouts import Layout
 from .sources import Checkpoint
 

@@ -2,15 +2,24 @@
 
 Importing this package registers its models with `AutoConfig`, `AutoModel` and `AutoImageProcessor`.
 
-Unusual: it costs next to nothing. What is public is imported when it is first asked for, and registered when
+Unusual: the import takes milliseconds. Public names are imported when they are first used, and registered when
 transformers' Auto classes are first imported.
 """
 
-import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+if not os.path.isdir(os.path.join(os.path.dirname(__file__), "modeling")):
+    raise ImportError(
+        "This checkout of deepencoder lacks its symbolic links. On Windows, turn on developer mode, set "
+        "`git config --global core.symlinks true` and clone again; or install a wheel."
+    )
+
+from .configuration.package_services import provide_services
+from .lazy import lazy_attributes
 from .registration import register
+from .services import SERVICES
 
 if TYPE_CHECKING:
     from .configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
@@ -31,28 +40,25 @@ __all__ = [
 
 try:
     __version__ = version("deepencoder")
-except PackageNotFoundError:  # a checkout that is on the path, and not installed
+except PackageNotFoundError:  # A checkout that is on the path, but not installed.
     __version__ = "0.0.0"
 
-_FOLDERS = ("configuration", "modeling", "processing")
+if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use any name.
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "ClipVisionEncoder": ".modeling.clip_vision_encoder",
+            "ClipVisionEncoderConfig": ".configuration.clip_vision_encoder",
+            "ClipVisionEncoderOutput": ".modeling.clip_vision_encoder",
+            "DeepEncoder": ".modeling.deepencoder",
+            "DeepEncoderConfig": ".configuration.deepencoder",
+            "DeepEncoderImageProcessor": ".processing.image_processing",
+            "DeepEncoderOutput": ".modeling.deepencoder",
+            "SamEncoder": ".modeling.sam_encoder",
+            "SamEncoderConfig": ".configuration.sam_encoder",
+        },
+        subpackages=("configuration", "modeling", "processing", "extraction", "conversion", "sharing"),
+    )
 
-if not TYPE_CHECKING:  # a type checker would take it for leave to ask for any name
-
-    def __getattr__(name: str) -> Any:
-        if name in _FOLDERS:
-            return importlib.import_module(f".{name}", __name__)
-        if name in __all__:
-            folder = "modeling"
-            if name.endswith("Config"):
-                folder = "configuration"
-            elif name.endswith("Processor"):
-                folder = "processing"
-            globals()[name] = value = getattr(importlib.import_module(f".{folder}", __name__), name)
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__, *_FOLDERS})
-
-
+provide_services(SERVICES)
 register()

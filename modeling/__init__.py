@@ -1,7 +1,24 @@
-"""What a model computes: the three models and what they are built from."""
+"""What a model computes: one file a model, and what these are built from."""
 
-from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
-from .deepencoder import DeepEncoder, DeepEncoderOutput
-from .sam_encoder import SamEncoder
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
+    from .deepencoder import DeepEncoder, DeepEncoderOutput
+    from .sam_encoder import SamEncoder
 
 __all__ = ["ClipVisionEncoder", "ClipVisionEncoderOutput", "DeepEncoder", "DeepEncoderOutput", "SamEncoder"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "ClipVisionEncoder": ".clip_vision_encoder",
+            "ClipVisionEncoderOutput": ".clip_vision_encoder",
+            "DeepEncoder": ".deepencoder",
+            "DeepEncoderOutput": ".deepencoder",
+            "SamEncoder": ".sam_encoder",
+        },
+    )

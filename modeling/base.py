@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from ..configuration.sharing import flat_name, import_converter, register_remote_code, settle_auto_map
+from ..configuration.package_services import call_service
+from ..configuration.remote_code import flat_name, register_remote_code, settle_auto_map
 
 __all__ = ["DeepEncoderPreTrainedModel"]
 
@@ -43,7 +44,7 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
                 that the converted model differs from.
             `OSError`: there is no such source, or it cannot be reached.
         """
-        return import_converter().load_original(cls, source, **kwargs)
+        return call_service("load_original", cls, source, **kwargs)
 
     def save_pretrained(
         self,
@@ -69,7 +70,7 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         register_remote_code(type(self), "AutoModel")
         with_code_of_its_own = self._auto_class is not None
         if (self_contained or push_to_hub) and not with_code_of_its_own:
-            import_converter("hub").check_shareable(self)
+            call_service("check_shareable", self)
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "tags")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs}
@@ -78,7 +79,7 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
             if with_code_of_its_own:
                 self.push_to_hub(repo_id, **hub)
             else:
-                import_converter("hub").push_folder(save_directory, repo_id, **hub)
+                call_service("push_folder", save_directory, repo_id, **hub)
             return
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
@@ -87,7 +88,7 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         names_here = {"AutoConfig": flat_name(type(self.config)), "AutoModel": flat_name(type(self))}
         settle_auto_map(folder / CONFIG_NAME, **names_here)
         if self_contained and not with_code_of_its_own:
-            import_converter("hub").complete_folder(folder, self)
+            call_service("complete_folder", folder, self)
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, *, tags: list[str] | None = None, max_shard_size: int | str | None = "50GB", **kwargs: Any
@@ -108,4 +109,4 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         # One that came with its code may be where the package is not; adapters are pushed by themselves.
         if self._auto_class is not None or getattr(self, "_hf_peft_config_loaded", False):
             return super().push_to_hub(repo_id, max_shard_size=max_shard_size, **kwargs)  # type: ignore[arg-type]
-        return import_converter("hub").push_model(self, repo_id, max_shard_size=max_shard_size, **kwargs)
+        return call_service("push_model", self, repo_id, max_shard_size=max_shard_size, **kwargs)

@@ -1,5 +1,13 @@
-"""Images in, features out: tiling, the image processor, and pictures of what the encoder saw."""
+"""Images in: the image processor with its modes and tiles, and pictures of what the encoder saw."""
 
-from .image_processing import DeepEncoderImageProcessor
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from .image_processing import DeepEncoderImageProcessor
 
 __all__ = ["DeepEncoderImageProcessor"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, {"DeepEncoderImageProcessor": ".image_processing"})

@@ -23,36 +23,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
 
-from ..configuration.sharing import SharedPart, import_converter
+from ..configuration.package_services import call_service
+from ..configuration.remote_code import SharedPart
 from .images import flatten_images, to_rgb
+from .modes import MODES, mode_fields
 from .tiling import choose_tile_grid, count_image_tokens
 
-__all__ = ["MODES", "DeepEncoderImageProcessor", "DeepEncoderImageProcessorKwargs"]
-
-
-def _mode(side: int, do_pad: bool, crop_to_patches: bool = False) -> dict[str, Any]:
-    return {
-        "size": {"height": side, "width": side},
-        "do_pad": do_pad,
-        "crop_to_patches": crop_to_patches,
-        "tile_size": 640,
-    }
-
-
-MODES: dict[str, dict[str, Any]] = {
-    "tiny": _mode(512, do_pad=False),
-    "small": _mode(640, do_pad=False),
-    "base": _mode(1024, do_pad=True),
-    "large": _mode(1280, do_pad=True),
-    "gundam": _mode(1024, do_pad=True, crop_to_patches=True),
-}
-
-
-def mode_fields(mode: str) -> dict[str, Any]:
-    """Return a copy of the fields that `mode` sets."""
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}.")
-    return {name: dict(value) if isinstance(value, dict) else value for name, value in MODES[mode].items()}
+__all__ = ["DeepEncoderImageProcessor", "DeepEncoderImageProcessorKwargs"]
 
 
 class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
@@ -137,7 +114,7 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
             `OSError`: there is no such source, or it cannot be reached.
         """
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.valid_kwargs.__annotations__}
-        found = import_converter().load_original_image_processor(source, **kwargs)
+        found = call_service("load_original_image_processor", source, **kwargs)
         if type(found).__name__ != cls.__name__:
             raise ValueError(f"source: {source} comes with a {type(found).__name__}.")
         return cls.from_dict(found.to_dict(), mode=mode, **fields)

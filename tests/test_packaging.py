@@ -20,7 +20,7 @@ def modules() -> set[str]:
         found
         | {f"deepencoder/{path.name}" for path in (ROOT / "deepencoder").glob("*.py")}
         | {f"deepencoder/commands/{path.name}" for path in (ROOT / "deepencoder" / "commands").glob("*.py")}
-        | {"deepencoder/py.typed", "deepencoder/conversion/sample_page.png"}
+        | {"deepencoder/py.typed", "deepencoder/sharing/sample_page.png"}
     )
 
 

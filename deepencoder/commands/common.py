@@ -19,7 +19,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .. import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 from ..conversion.originals import load_original, load_original_with_report
-from ..processing.image_processing import MODES
+from ..processing.modes import MODES
 
 __all__ = [
     "DEMO_NOTICE",

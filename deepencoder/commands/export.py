@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..conversion.export import FORMATS, export_model
-from ..processing.image_processing import MODES
+from ..processing.modes import MODES
 from .common import (
     Dtype,
     RevisionOption,

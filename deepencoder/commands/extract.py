@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils.hub import extract_commit_hash
 
-from ..processing import batches, extraction, features, shards
-from ..processing.workers import PAGE_TIMEOUT
+from ..extraction import batches, extraction, features, shards
+from ..extraction.workers import PAGE_TIMEOUT
 from .common import (
     DEMO_NOTICE,
     Dtype,
@@ -269,7 +269,7 @@ def extract(
 def _extract_with_ray(
     settings: extraction.ExtractionSettings, output: Path, load: _LoadModel, **options: Any
 ) -> extraction.ExtractionSummary:
-    from ..processing.ray_engine import extract_with_ray
+    from ..extraction.ray_engine import extract_with_ray
 
     try:
         return extract_with_ray(settings, output, load, load.processor, **options)

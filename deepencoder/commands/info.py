@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from .. import DeepEncoderConfig
 from ..conversion.originals import plan_original
-from ..processing.image_processing import MODES
+from ..processing.modes import MODES
 from .common import RevisionOption, Source, TrustOption, UserError, load_config, load_processor, make_console, one_line
 
 __all__ = ["info"]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..conversion.hub import collect_repository, push_folder
+from ..sharing.hub import collect_repository, push_folder
 from .common import UserError, make_console, one_line
 
 __all__ = ["push"]

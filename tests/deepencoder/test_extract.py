@@ -18,7 +18,7 @@ import torch
 from deepencoder import DeepEncoder
 
 from ..conftest import ROOT
-from ..processing.corpus import picture, save_model, write_bad_pages, write_pdf, write_pictures
+from ..extraction.corpus import picture, save_model, write_bad_pages, write_pdf, write_pictures
 
 COUNT = 200
 

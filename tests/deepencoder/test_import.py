@@ -1,5 +1,6 @@
 """What importing the package does, and what it does not."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ import deepencoder
 
 from ..conftest import ROOT
 
-FOLDERS = {
-    "configuration": {"configuration"},
-    "modeling": {"configuration", "modeling"},
-    "processing": {"configuration", "processing"},
-    "conversion": {"configuration", "modeling", "processing", "conversion"},
+# What each room may import from: itself, the rooms below it, and the package's own lazy.py.
+ROOMS = {
+    "configuration": set(),
+    "modeling": {"configuration"},
+    "processing": {"configuration"},
+    "extraction": {"configuration", "modeling", "processing"},
+    "conversion": {"configuration", "modeling", "processing"},
+    "sharing": {"configuration", "modeling", "processing", "conversion"},
 }
 
 
@@ -169,14 +173,17 @@ def test_import_asks_for_neither_network_nor_device() -> None:
     )
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_arrows_point_one_way(folder: str) -> None:
-    """configuration <- modeling, processing <- conversion <- the command line; inside, imports are relative."""
-    for path in (ROOT / folder).glob("*.py"):
-        for line in path.read_text().splitlines():
-            words = line.split()
-            if not words or words[0] not in ("from", "import"):
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_point_one_way(room: str) -> None:
+    """configuration <- modeling, processing <- extraction, conversion <- sharing; inside, imports are relative."""
+    for path in (ROOT / room).rglob("*.py"):
+        depth = len(path.relative_to(ROOT / room).parents)  # 1 for a module of the room itself
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.split(".")[0] == "deepencoder" for alias in node.names), path
+            if not isinstance(node, ast.ImportFrom):
                 continue
-            assert not words[1].startswith("deepencoder"), f"{path.name}: {line}"
-            if words[1].startswith(".."):
-                assert words[1].lstrip(".").split(".")[0] in FOLDERS[folder], f"{path.name}: {line}"
+            module = node.module or ""
+            assert node.level or module.split(".")[0] != "deepencoder", f"{path}: {module}"
+            if node.level > depth and module:
+                assert module.split(".")[0] in {*ROOMS[room], "lazy"}, f"{path}: {module}"

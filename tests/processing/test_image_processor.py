@@ -14,7 +14,7 @@ from transformers import pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.processing.image_processing import MODES
+from deepencoder.processing.modes import MODES
 from deepencoder.processing.tiling import choose_tile_grid
 
 RNG = np.random.default_rng(0)

@@ -11,10 +11,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..conversion.checkpoints import REPORT_NAME
+from ..conversion.remote import looks_like_hub_id
 from ..processing import DeepEncoderImageProcessor
-from ..processing.image_processing import MODES
-from .checkpoints import REPORT_NAME
-from .remote import looks_like_hub_id
+from ..processing.modes import MODES
 
 __all__ = ["CARD_MARK", "make_model_card"]
 

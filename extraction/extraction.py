@@ -17,10 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..processing.modes import MODES
 from .batches import check_outputs, iterate_features
 from .documents import is_streamed, list_pages
 from .features import feature_fields
-from .image_processing import MODES
 from .pages import Page
 from .shards import (
     FORMATS,

@@ -13,13 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoder
-from deepencoder.conversion.hub import collect_repository, complete_folder, push_folder
 from deepencoder.conversion.originals import convert_to_folder
-from deepencoder.conversion.payload import ALLOWED, IMAGE_PROCESSOR, ROOTS, export_code, flatten
+from deepencoder.sharing.hub import collect_repository, complete_folder, push_folder
+from deepencoder.sharing.payload import ALLOWED, IMAGE_PROCESSOR, ROOTS, export_code, flatten
 
-from ..conftest import ROOT
+from ..conversion.samples import build, layout_of, state_dict_there
 from ..hub_server import Hub
-from .samples import build, layout_of, state_dict_there
 
 
 @pytest.mark.parametrize("model_type", ROOTS)
@@ -76,20 +75,6 @@ from .z import q  # here
 def test_what_cannot_be_flattened_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="modeling/file.py"):
         flatten(line + "\n", "modeling/file.py")
-
-
-def test_the_arrows_point_one_way() -> None:
-    """configuration <- modeling, processing <- conversion <- deepencoder."""
-    ranks = {"configuration": 0, "modeling": 1, "processing": 1, "conversion": 2}
-    for folder, rank in ranks.items():
-        for path in (ROOT / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.level == 2:
-                    other = (node.module or "").partition(".")[0]
-                    assert ranks[other] < rank, f"{path.relative_to(ROOT)} imports {other}"
-                modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                assert not any((module or "").startswith("deepencoder") for module in modules), path
 
 
 @pytest.fixture

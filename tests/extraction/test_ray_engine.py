@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.processing.extraction import BadPageError, ExtractionSettings, extract_features
-from deepencoder.processing.ray_engine import _Lister, extract_with_ray
+from deepencoder.extraction.extraction import BadPageError, ExtractionSettings, extract_features
+from deepencoder.extraction.ray_engine import _Lister, extract_with_ray
 
 ray = pytest.importorskip("ray")
 

@@ -20,11 +20,11 @@ from datasets.fingerprint import Hasher
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from deepencoder.processing import batches
-from deepencoder.processing.batches import OUTPUTS, BatchBudget, encode_images, iterate_features, prepare_image
-from deepencoder.processing.documents import list_pages
-from deepencoder.processing.features import FeatureExtractor, feature_fields, identify_model, to_arrow
-from deepencoder.processing.pages import Page
+from deepencoder.extraction import batches
+from deepencoder.extraction.batches import OUTPUTS, BatchBudget, encode_images, iterate_features, prepare_image
+from deepencoder.extraction.documents import list_pages
+from deepencoder.extraction.features import FeatureExtractor, feature_fields, identify_model, to_arrow
+from deepencoder.extraction.pages import Page
 
 from ..conftest import ROOT
 from .corpus import encoded, picture, save_model, write_bad_pages, write_pdf, write_pictures
@@ -133,7 +133,7 @@ def test_a_second_map_is_read_from_the_cache(folder: Path, tmp_path: Path) -> No
     dataset(3).save_to_disk(tmp_path / "data")
     code = (
         "import datasets, sys\n"
-        "from deepencoder.processing.features import FeatureExtractor\n"
+        "from deepencoder.extraction.features import FeatureExtractor\n"
         f"data = datasets.load_from_disk({str(tmp_path / 'data')!r})\n"
         f"extractor = FeatureExtractor({str(folder)!r})\n"
         "mapped = data.map(extractor, batched=True, features=extractor.extend(data.features))\n"

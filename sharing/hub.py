@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..configuration.sharing import flat_name
+from ..configuration.remote_code import flat_name
+from ..conversion.checkpoints import MODELS
 from ..processing import DeepEncoderImageProcessor
 from ..processing.visualization import draw_encoding
-from .checkpoints import MODELS
 from .model_card import CARD_MARK, make_model_card
 from .payload import export_code
 

@@ -5,32 +5,19 @@ Unusual: configuration, modeling and the image processor are copied into a model
 asked for by name, when it is needed.
 """
 
-import importlib
 import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SharedPart", "flat_name", "import_converter", "register_remote_code", "settle_auto_map", "write_json"]
+from .atomic_files import write_text
+from .package_services import call_service
+
+__all__ = ["SharedPart", "flat_name", "register_remote_code", "settle_auto_map"]
 
 PAYLOAD = ("configuration", "modeling", "processing")
-
-
-def import_converter(module: str = "originals") -> Any:
-    """Return a module of the installed package's converter.
-
-    Raises:
-        `ImportError`: the package is not installed.
-    """
-    try:
-        return importlib.import_module(f"deepencoder.conversion.{module}")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("deepencoder"):
-            raise
-        raise ImportError("This takes the package: pip install deepencoder") from error
 
 
 def flat_name(owner: type) -> str:
@@ -80,20 +67,7 @@ class SharedPart:
         register_remote_code(type(self), self._shared_as[0])
         if self._auto_class is not None:  # type: ignore[attr-defined]
             return super().push_to_hub(repo_id, **kwargs)  # type: ignore[misc]
-        return import_converter("hub").push_part(self, repo_id, **kwargs)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, in the way that transformers does."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(name, path)
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)
+        return call_service("push_part", self, repo_id, **kwargs)
 
 
 def settle_auto_map(path: Path, **own: str) -> None:
@@ -109,4 +83,6 @@ def settle_auto_map(path: Path, **own: str) -> None:
     entries = {name: value.rpartition("--")[2] for name, value in known.items() if isinstance(value, str)} | own
     beside = {name: value for name, value in entries.items() if (path.parent / f"{value.split('.')[0]}.py").is_file()}
     if beside != (before or {}):
-        write_json(path, content | ({"auto_map": beside} if beside else {}))
+        content |= {"auto_map": beside} if beside else {}
+        # As transformers writes it.
+        write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

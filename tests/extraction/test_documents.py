@@ -16,9 +16,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from deepencoder.processing import documents
-from deepencoder.processing.documents import list_pages
-from deepencoder.processing.pages import Page, PageError, load_page, to_page_image
+from deepencoder.extraction import documents
+from deepencoder.extraction.documents import list_pages
+from deepencoder.extraction.pages import Page, PageError, load_page, to_page_image
 
 from ..conftest import ROOT
 from .corpus import (
@@ -326,7 +326,7 @@ def test_libraries_are_imported_when_they_are_needed(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "a.png")
     code = (
         "import sys\n"
-        "from deepencoder.processing import documents, pages, batches, features, shards, extraction\n"
+        "from deepencoder.extraction import documents, pages, batches, features, shards, extraction\n"
         f"assert len(list(documents.list_pages([{str(tmp_path)!r}]))) == 1\n"
         "found = {'datasets', 'pyarrow', 'pypdfium2'} & set(sys.modules)\n"
         "assert not found, found\n"

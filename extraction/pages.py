@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .images import to_rgb
+from ..processing.images import to_rgb
 
 __all__ = [
     "MAX_ENCODED_BYTES",

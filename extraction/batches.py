@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..processing.tiling import count_image_tokens
 from .pages import Page, PageError, load_page
-from .tiling import count_image_tokens
 from .workers import PAGE_TIMEOUT, map_in_processes
 
 __all__ = [

@@ -1,0 +1,93 @@
+"""Files and folders that appear whole or not at all.
+
+Unusual: everything that this package writes goes through these functions. A file is written under a temporary name
+beside its target, reaches the disk, and is then renamed; an interruption leaves only a hidden name that ends in
+`.tmp` and the target's suffix. They live in this folder because a model repository on the Hub takes them along.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["TEMPORARY_PATTERN", "new_folder", "replaced_file", "temporary_name", "write_bytes", "write_text"]
+
+TEMPORARY_PATTERN = ".*.tmp*"
+"""Glob pattern of the names that [`temporary_name`] makes."""
+
+
+def temporary_name(path: Path) -> Path:
+    """Return an unused hidden name beside `path`, with its suffix, for a file or folder that is being written."""
+    stem = path.stem.lstrip(".")[:64]  # The name of the target may already be as long as the file system allows.
+    return path.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the file system write the names in a folder to the disk, where it offers that."""
+    if os.name != "posix":
+        return  # Windows does not open folders.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, which takes the place of `path` if the block succeeds.
+
+    The file gets the permissions that the process' umask gives to any new file. If the block raises, the temporary
+    file is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    # Created here, as some writers would give their files narrower permissions.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file whole or not at all, with line ends as they are in `content`."""
+    write_bytes(path, content.encode())
+
+
+@contextmanager
+def new_folder(target: Path, single_file: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder to fill, which takes the name `target` if the block succeeds.
+
+    If the block raises, the temporary folder and all its content are removed.
+
+    Args:
+        target: the folder to create.
+        single_file: name of a file in the folder; it alone takes the name `target`, and the rest is removed.
+
+    Raises:
+        `FileExistsError`: `target` exists already.
+    """
+    if os.path.lexists(target):
+        raise FileExistsError(f"target: {target} exists already.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        (temporary if single_file is None else temporary / single_file).rename(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

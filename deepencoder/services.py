@@ -1,0 +1,21 @@
+"""The services that models and image processors call by name; see `configuration/package_services.py`."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+__all__ = ["SERVICES"]
+
+
+def _service(module: str, name: str) -> Callable[[], Callable[..., Any]]:
+    return lambda: getattr(import_module(module, __package__), name)
+
+
+SERVICES = {
+    name: _service(module, name)
+    for module, names in {
+        ".conversion.originals": ("load_original", "load_original_image_processor"),
+        ".sharing.hub": ("check_shareable", "complete_folder", "push_folder", "push_model", "push_part"),
+    }.items()
+    for name in names
+}

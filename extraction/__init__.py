@@ -1,0 +1,1 @@
+"""Corpora: pages from any source, through the model, into shards of features."""
