@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -27,9 +27,23 @@ from ..configuration.package_services import call_service
 from ..configuration.remote_code import SharedPart
 from .images import flatten_images, to_rgb
 from .modes import MODES, mode_fields
+from .normalization import Normalization
 from .tiling import choose_tile_grid, count_image_tokens
+from .views import make_global_views, make_tiles
 
 __all__ = ["DeepEncoderImageProcessor", "DeepEncoderImageProcessorKwargs"]
+
+
+def _choose_grid(height: int, width: int, fields: Mapping[str, Any]) -> tuple[int, int]:
+    """Return columns and rows of an image's tiles; `(1, 1)` for an image that is not cut."""
+    if not fields["crop_to_patches"]:
+        return (1, 1)
+    return choose_tile_grid(height, width, fields["min_patches"], fields["max_patches"], fields["tile_size"])
+
+
+def _count_tiles(grid: tuple[int, int]) -> int:
+    columns, rows = grid
+    return columns * rows if columns * rows > 1 else 0
 
 
 class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
@@ -185,87 +199,63 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
                 raise ValueError(f"images[{index}] holds floats, whose range is recognised: do_rescale must stay on.")
         return [to_rgb(image, index, input_data_format) for index, image in enumerate(flat)]
 
-    def _preprocess(  # type: ignore[override]  # PIL images, and fields of its own
+    def _preprocess(  # type: ignore[override]  # It takes PIL images, and fields that only this class has.
         self,
         images: list[Image.Image],
-        size: SizeDict,
-        resample: PILImageResampling,
-        do_resize: bool,
-        do_pad: bool,
-        crop_to_patches: bool,
-        min_patches: int,
-        max_patches: int,
-        tile_size: int,
-        background_color: tuple[int, int, int],
-        return_tensors: str | TensorType | None,
-        **kwargs: Any,
+        return_tensors: str | TensorType | None = None,
+        **fields: Any,
     ) -> BatchFeature:
-        scale, shift = self._scale_and_shift(**kwargs)
-        dtype = np.uint8 if scale is None else np.float32
-        grids = [(1, 1)] * len(images)
-        if crop_to_patches:
-            grids = [choose_tile_grid(i.height, i.width, min_patches, max_patches, tile_size) for i in images]
-        counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
-        width, height = (int(size["width"]), int(size["height"]))
-
-        # Every pixel is written to its place in the batch, once: copies of tens of megabytes are what takes time here.
-        tiles = np.empty((sum(counts), 3, tile_size, tile_size), dtype)
-        views: Any
-        if do_resize:
-            views = np.empty((len(images), 3, height, width), dtype)
-        else:
-            views = [np.empty((3, image.height, image.width), dtype) for image in images]
-        for index, (image, view, (columns, rows)) in enumerate(zip(images, views, grids, strict=True)):
-            if counts[index]:
-                resized = image.resize((columns * tile_size, rows * tile_size), resample=resample)
-                first = sum(counts[:index])
-                mosaic = tiles[first : first + counts[index]].reshape(rows, columns, 3, tile_size, tile_size)
-                # (rows, columns, 3, tile, tile) -> (3, rows, tile, columns, tile)
-                _write(_planes(resized), mosaic.transpose(2, 0, 3, 1, 4), scale, shift)
-            if do_resize and do_pad:
-                image = ImageOps.contain(image, (width, height), method=resample)
-                _write(_pad(_planes(image), width, height, background_color), view, scale, shift)
-            else:
-                image = image.resize((width, height), resample=resample) if do_resize else image
-                _write(_planes(image), view, scale, shift)
-
+        as_bytes = not (fields["do_rescale"] or fields["do_normalize"])
+        normalization = None if as_bytes else Normalization.from_fields(**fields)
+        grids = [_choose_grid(image.height, image.width, fields) for image in images]
+        counts = [_count_tiles(grid) for grid in grids]
+        size = (int(fields["size"]["width"]), int(fields["size"]["height"])) if fields["do_resize"] else None
+        color = fields["background_color"] if fields["do_pad"] else None
+        views = make_global_views(images, size, fields["resample"], color, normalization)
         data: dict[str, Any] = {"pixel_values": views if return_tensors else list(views)}
-        if len(tiles):
+        if any(counts):
+            tiles = make_tiles(images, grids, fields["tile_size"], fields["resample"], normalization)
             data["pixel_values_local"] = tiles if return_tensors else list(tiles)
         data["patches_grid"] = [list(grid) for grid in grids]
         data["num_local_patches"] = counts
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    @staticmethod
-    def _scale_and_shift(
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: float | tuple[float, ...],
-        image_std: float | tuple[float, ...],
-        **kwargs: Any,
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-        """Return factors and summands, one a channel, that rescale and normalise at once; None for neither."""
-        if not (do_rescale or do_normalize):
-            return None, None
-        factor = np.full(3, rescale_factor if do_rescale else 1.0)
-        mean = np.broadcast_to(np.asarray(image_mean if do_normalize else 0.0), 3)
-        std = np.broadcast_to(np.asarray(image_std if do_normalize else 1.0), 3)
-        return (factor / std).astype(np.float32), (-mean / std).astype(np.float32)
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Rescale and normalise pixels as the processor's fields say, to the values that a call gives, bit for bit.
+
+        Args:
+            pixels (`torch.Tensor` of shape `(..., 3, height, width)`): bytes, or floats in [0, 255].
+
+        Returns:
+            `torch.Tensor`: float32 values of the same shape, on the same device.
+        """
+        return self._normalization().normalize(pixels)
+
+    def denormalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Turn values that this processor normalised back into pixels: the inverse of [`normalize_pixels`].
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(..., 3, height, width)`): normalised values.
+
+        Returns:
+            `torch.Tensor`: uint8 pixels of the same shape, rounded and clamped, on the same device.
+        """
+        return self._normalization().denormalize(pixel_values)
+
+    def _normalization(self) -> Normalization:
+        return Normalization.from_fields(
+            self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std
+        )
 
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
     ) -> int:
         """Count the views of an image: its tiles and the global view. Named by transformers' convention."""
-        columns, rows = self.get_tile_grid(height, width, **(images_kwargs or {}))
-        return 1 + (columns * rows if columns * rows > 1 else 0)
+        return 1 + _count_tiles(self.get_tile_grid(height, width, **(images_kwargs or {})))
 
     def get_tile_grid(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> tuple[int, int]:
         """Return columns and rows of the tiles of an image of this size in pixels; `(1, 1)` for an image without."""
-        fields = self._fields(mode, kwargs)
-        if not fields["crop_to_patches"]:
-            return (1, 1)
-        return choose_tile_grid(height, width, fields["min_patches"], fields["max_patches"], fields["tile_size"])
+        return _choose_grid(height, width, self._fields(mode, kwargs))
 
     def get_number_of_image_tokens(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> int:
         """Count the vision tokens of an image without looking at it, newlines and separator included.
@@ -297,29 +287,3 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         if unknown:
             raise ValueError(f"Unknown fields of an image processor: {', '.join(sorted(unknown))}.")
         return self._standardize_kwargs(**(fields | ({} if mode is None else mode_fields(mode)) | dict(kwargs)))
-
-
-def _planes(image: Image.Image) -> list[np.ndarray]:
-    """Return the channels of an RGB image, `(height, width)` each: Pillow separates them faster than numpy does."""
-    return [np.asarray(band) for band in image.split()]
-
-
-def _pad(planes: list[np.ndarray], width: int, height: int, color: tuple[int, int, int]) -> list[np.ndarray]:
-    """Put channels in the middle of larger ones, where `ImageOps.pad` puts an image."""
-    inner_height, inner_width = planes[0].shape
-    top, left = round((height - inner_height) / 2), round((width - inner_width) / 2)  # half to even
-    padded = [np.full((height, width), value, np.uint8) for value in color]
-    for outer, inner in zip(padded, planes, strict=True):
-        outer[top : top + inner_height, left : left + inner_width] = inner
-    return padded
-
-
-def _write(planes: list[np.ndarray], out: np.ndarray, scale: np.ndarray | None, shift: np.ndarray | None) -> None:
-    """Write channels into `out`: `(3, height, width)`, or a view that splits these axes further."""
-    for channel, (pixels, plane) in enumerate(zip(planes, out, strict=True)):
-        pixels = pixels.reshape(plane.shape)  # (height, width) -> (rows, tile, columns, tile)
-        if scale is None or shift is None:
-            plane[...] = pixels
-        else:
-            np.multiply(pixels, scale[channel], out=plane, dtype=np.float32)
-            plane += shift[channel]

@@ -1,0 +1,116 @@
+"""The views of a page: the global view and the tiles.
+
+Unusual: copies of tens of megabytes take most of the time here, so each pixel is written once, straight to its place
+in the batch, and is normalised on the way.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers.image_utils import PILImageResampling
+
+from .normalization import Normalization
+
+__all__ = ["make_global_views", "make_tiles"]
+
+
+def split_planes(image: Image.Image) -> list[np.ndarray]:
+    """Return the channels of an RGB image, `(height, width)` each: Pillow separates them faster than numpy does."""
+    return [np.asarray(band) for band in image.split()]
+
+
+def pad_planes(planes: list[np.ndarray], width: int, height: int, color: tuple[int, ...]) -> list[np.ndarray]:
+    """Centre channels in larger ones of the colour `color`, at the offset that `ImageOps.pad` chooses."""
+    inner_height, inner_width = planes[0].shape
+    top, left = round((height - inner_height) / 2), round((width - inner_width) / 2)  # `round` rounds half to even.
+    padded = [np.full((height, width), value, np.uint8) for value in color]
+    for outer, inner in zip(padded, planes, strict=True):
+        outer[top : top + inner_height, left : left + inner_width] = inner
+    return padded
+
+
+def write_planes(planes: list[np.ndarray], out: np.ndarray, normalization: Normalization | None) -> None:
+    """Write three channels `(height, width)` into `out`, normalised, or as bytes without a normalisation.
+
+    `out` is `(3, height, width)`, or a numpy view that splits height and width further.
+    """
+    for channel, (pixels, plane) in enumerate(zip(planes, out, strict=True)):
+        pixels = pixels.reshape(plane.shape)  # For tiles: (height, width) -> (rows, tile_size, columns, tile_size).
+        if normalization is None:
+            plane[...] = pixels
+        else:
+            normalization.write(pixels, channel, plane)
+
+
+def empty_pixels(shape: tuple[int, ...], normalization: Normalization | None) -> np.ndarray:
+    """Return uninitialised memory for normalised values, or for bytes without a normalisation."""
+    return np.empty(shape, np.uint8 if normalization is None else np.float32)
+
+
+def make_global_views(
+    images: Sequence[Image.Image],
+    size: tuple[int, int] | None,
+    resample: PILImageResampling,
+    color: tuple[int, ...] | None,
+    normalization: Normalization | None,
+) -> np.ndarray | list[np.ndarray]:
+    """Make the global view of each image.
+
+    Args:
+        images: RGB images.
+        size: width and height of the views in pixels; None keeps the size of each image.
+        resample: Pillow's filter.
+        color: colour of the padding of resized images; None squashes them instead.
+        normalization: applied to the pixels; None keeps bytes.
+
+    Returns:
+        views `(images, 3, height, width)`; with `size=None` a list of `(3, height, width)`.
+    """
+    if size is None:
+        own = [empty_pixels((3, image.height, image.width), normalization) for image in images]
+        for image, view in zip(images, own, strict=True):
+            write_planes(split_planes(image), view, normalization)
+        return own
+    width, height = size
+    views = empty_pixels((len(images), 3, height, width), normalization)
+    for image, view in zip(images, views, strict=True):
+        if color is None:
+            planes = split_planes(image.resize(size, resample=resample))
+        else:
+            planes = pad_planes(split_planes(ImageOps.contain(image, size, method=resample)), width, height, color)
+        write_planes(planes, view, normalization)
+    return views
+
+
+def make_tiles(
+    images: Sequence[Image.Image],
+    grids: Sequence[tuple[int, int]],
+    tile_size: int,
+    resample: PILImageResampling,
+    normalization: Normalization | None,
+) -> np.ndarray:
+    """Squash each image onto its grid and cut it into tiles.
+
+    Args:
+        images: RGB images.
+        grids: columns and rows of each image's tiles; `(1, 1)` for an image without tiles.
+        tile_size: side of a tile in pixels.
+        resample: Pillow's filter.
+        normalization: applied to the pixels; None keeps bytes.
+
+    Returns:
+        tiles `(tiles, 3, tile_size, tile_size)`: image by image, row by row.
+    """
+    tiled = [(image, grid) for image, grid in zip(images, grids, strict=True) if grid != (1, 1)]
+    total = sum(columns * rows for _, (columns, rows) in tiled)
+    tiles = empty_pixels((total, 3, tile_size, tile_size), normalization)
+    first = 0
+    for image, (columns, rows) in tiled:
+        resized = image.resize((columns * tile_size, rows * tile_size), resample=resample)
+        own = tiles[first : first + columns * rows]
+        # (rows * columns, 3, tile_size, tile_size) -> (3, rows, tile_size, columns, tile_size)
+        mosaic = own.reshape(rows, columns, 3, tile_size, tile_size).transpose(2, 0, 3, 1, 4)
+        write_planes(split_planes(resized), mosaic, normalization)
+        first += columns * rows
+    return tiles
