@@ -16,7 +16,8 @@ from transformers.models.unlimited_ocr.configuration_unlimited_ocr import Unlimi
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrVisionModel
 
 from deepencoder import DeepEncoder, DeepEncoderConfig
-from deepencoder.conversion.keys import DEEPENCODER_UNLIMITED_OCR, convert_state_dict
+from deepencoder.conversion.key_mapping import convert_state_dict
+from deepencoder.conversion.key_tables import DEEPENCODER_UNLIMITED_OCR
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from .checkpoints import Conversion, ConversionReport, convert_checkpoint
-    from .originals import convert_to_folder
-    from .remote import HubOptions
+    from .converter import Conversion, convert_checkpoint
+    from .from_original import convert_to_folder
+    from .readers.hub import HubOptions
+    from .report import ConversionReport
     from .restoration import RestorationReport, restore_checkpoint
 
 __all__ = [
@@ -24,12 +25,12 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
-            "Conversion": ".checkpoints",
-            "ConversionReport": ".checkpoints",
-            "HubOptions": ".remote",
+            "Conversion": ".converter",
+            "ConversionReport": ".report",
+            "HubOptions": ".readers.hub",
             "RestorationReport": ".restoration",
-            "convert_checkpoint": ".checkpoints",
-            "convert_to_folder": ".originals",
+            "convert_checkpoint": ".converter",
+            "convert_to_folder": ".from_original",
             "restore_checkpoint": ".restoration",
         },
     )

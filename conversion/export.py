@@ -18,29 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import __version__
 from ..modeling import ClipVisionEncoder, DeepEncoder, SamEncoder
+from ..modeling.catalog import MODELS, model_kind
 from ..modeling.positions import resize_position_grid, resize_relative_positions
-from ..sharing.hub import package_version
-from .checkpoints import MODELS
 
 __all__ = ["FORMATS", "OPSET", "TOLERANCE", "export_model", "fix_image_size"]
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18
 TOLERANCE = 1e-4  # between the exported graph and the model, in float32
-OUTPUTS = {
-    "deepencoder": {
-        "last_hidden_state": "(batch, tokens, hidden): fused tokens, CLIP's channels before SAM's, row-major",
-        "pooler_output": "(batch, clip_hidden): CLIP's class token",
-        "projected_tokens": "(batch, tokens, projection_dim): projected tokens, row-major; of a tile, to be stitched",
-        "vision_tokens": "(batch, length, projection_dim): of pages without tiles, with newlines and separator",
-    },
-    "deepencoder_sam": {"last_hidden_state": "(batch, channels, rows, columns): the map"},
-    "deepencoder_clip_vision": {
-        "last_hidden_state": "(batch, 1 + tokens, hidden): the class token first",
-        "pooler_output": "(batch, hidden): the pooled class token",
-    },
-}
 
 
 class _View(nn.Module):
@@ -129,12 +116,12 @@ def _describe(model: Any, image_size: int, format: str) -> dict[str, str]:
     main = getattr(config, "sam_config", config)
     side = f"(batch, {main.num_channels}, {image_size}, {image_size})"
     facts: dict[str, Any] = {
-        "package": f"deepencoder {package_version()}",
+        "package": f"deepencoder {__version__}",
         "model_type": config.model_type,
         "image_size": image_size,
         "tolerance": TOLERANCE,
         "inputs": {"pixel_values": f"{side}, float32: normalised pixels, any batch"},
-        "outputs": OUTPUTS[config.model_type],
+        "outputs": MODELS[config.model_type].exported_outputs,
     }
     if format == "onnx":
         facts["opset"] = OPSET
@@ -144,9 +131,9 @@ def _describe(model: Any, image_size: int, format: str) -> dict[str, str]:
 def _check_exportable(model: Any) -> None:
     """Raise `ValueError` for a model that is not just one of the three classes with its weights at hand."""
     name = type(model).__name__
-    model_class = MODELS.get(getattr(getattr(model, "config", None), "model_type", ""))
-    if model_class is None or name != model_class.__name__:
-        raise ValueError(f"A {name} cannot be exported, but a {', '.join(item.__name__ for item in MODELS.values())}.")
+    kind = model_kind(model)
+    if kind is None or name != kind.name:
+        raise ValueError(f"A {name} cannot be exported, but a {', '.join(item.name for item in MODELS.values())}.")
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(f"A quantised {name} cannot be exported: export it as it was before.")
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -154,7 +141,7 @@ def _check_exportable(model: Any) -> None:
     if not getattr(model.config, "use_patch_embedding", True):
         raise ValueError(f"A {name} without patch embedding takes no pixels: export the DeepEncoder that it is of.")
     with torch.device("meta"):
-        names = set(model_class(model.config).state_dict())
+        names = set(kind.model_class(model.config).state_dict())
     if set(model.state_dict()) != names:
         raise ValueError(f"The {name} has other weights than its configuration says: merge adapters into it before.")
 
@@ -222,7 +209,7 @@ def _write_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("Exporting to ONNX takes onnx and onnxscript: pip install 'deepencoder[onnx]'") from error
-    names = list(OUTPUTS[view.model.config.model_type])  # type: ignore[union-attr, index]
+    names = list(MODELS[view.model.config.model_type].exported_outputs)  # type: ignore[union-attr, index]
     with warnings.catch_warnings(), _silenced("torch.onnx"):  # about the exporter's own insides
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from .keys import (
+from .key_tables import (
     CLIP_DEEPSEEK_OCR,
     CLIP_OPENAI,
     CLIP_TRANSFORMERS,

@@ -13,11 +13,13 @@ from typing import Any, BinaryIO
 import torch
 from huggingface_hub import snapshot_download
 
-from .checkpoints import MODELS, dtype_name, new_folder, plan_conversion
+from ..configuration.atomic_files import new_folder
+from ..modeling.catalog import MODELS
+from .checkpoint import Checkpoint, open_checkpoint
 from .files import PICKLES, StoredTensor, find_files, join_shards, open_file
-from .keys import TRANSPOSED
-from .remote import HubOptions, looks_like_hub_id
-from .sources import Checkpoint, open_checkpoint
+from .key_tables import TRANSPOSED
+from .planning import dtype_name, plan_conversion
+from .readers.hub import HubOptions, looks_like_hub_id
 
 __all__ = ["RestorationReport", "restore_checkpoint"]
 

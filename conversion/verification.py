@@ -15,8 +15,10 @@ import transformers
 from torch import nn
 from transformers.utils import logging
 
-from .checkpoints import MODELS, ConversionPlan
-from .keys import CLIP_TRANSFORMERS, VIT_TRANSFORMERS, KeyTable, convert_state_dict, prefixed, revert_state_dict
+from ..modeling.catalog import MODELS
+from .key_mapping import convert_state_dict, revert_state_dict
+from .key_tables import CLIP_TRANSFORMERS, VIT_TRANSFORMERS, KeyTable, prefixed
+from .planning import ConversionPlan
 
 __all__ = ["compare", "compute_reference", "compute_converted", "computing_in_float32", "why_not"]
 
@@ -259,7 +261,7 @@ def _compute_sam(plan: ConversionPlan, pixels: torch.Tensor) -> tuple[str, Outpu
 
 def _compute_tower(plan: ConversionPlan, pixels: torch.Tensor) -> tuple[str, Outputs]:
     with torch.device("meta"):
-        target = MODELS[plan.layout.model_type](plan.config).state_dict()
+        target = MODELS[plan.layout.model_type].model_class(plan.config).state_dict()
     converted, _ = convert_state_dict(plan.state_dict(), plan.table, target)
     fields, projection_dim = _clip_fields(plan.config), plan.config.projection_dim
     if plan.config.post_norm == "all":

@@ -14,7 +14,7 @@ def _service(module: str, name: str) -> Callable[[], Callable[..., Any]]:
 SERVICES = {
     name: _service(module, name)
     for module, names in {
-        ".conversion.originals": ("load_original", "load_original_image_processor"),
+        ".conversion.from_original": ("load_original", "load_original_image_processor"),
         ".sharing.hub": ("check_shareable", "complete_folder", "push_folder", "push_model", "push_part"),
     }.items()
     for name in names

@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..configuration.remote_code import flat_name
-from ..conversion.checkpoints import MODELS
+from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
 from ..processing.visualization import draw_encoding
 from .model_card import CARD_MARK, make_model_card
@@ -94,7 +94,7 @@ def _generate(
     if model_type not in MODELS:
         raise ValueError(f"{folder} is not a saved model of this package: its {CONFIG_NAME} does not say so.")
     config = AutoConfig.from_pretrained(folder)
-    names = {"AutoConfig": flat_name(type(config)), "AutoModel": flat_name(MODELS[model_type])}
+    names = {"AutoConfig": flat_name(type(config)), "AutoModel": flat_name(MODELS[model_type].model_class)}
     files = {CONFIG_NAME: _dump(fields | {"auto_map": names})}
     if (folder / IMAGE_PROCESSOR_NAME).is_file():
         processor = _read_json(folder / IMAGE_PROCESSOR_NAME)
@@ -114,7 +114,7 @@ def _generate(
             model = AutoModel.from_pretrained(folder)
         files[PICTURE_NAME] = _draw_sample(model)
     with torch.device("meta"):
-        num_parameters = MODELS[model_type](config).num_parameters()
+        num_parameters = MODELS[model_type].model_class(config).num_parameters()
     picture = PICTURE_NAME if PICTURE_NAME in files else None
     card = make_model_card(folder, config, num_parameters, repo_id, tags, license, picture)
     files[CARD_NAME] = str(card).encode()
@@ -133,7 +133,7 @@ def check_shareable(model: Any) -> None:
         `ValueError`: a subclass, whose code is elsewhere; adapters; a quantised model.
     """
     name = type(model).__name__
-    if type(model) is not MODELS.get(model.config.model_type):
+    if type(model) is not getattr(MODELS.get(model.config.model_type), "model_class", None):
         raise ValueError(f"A {name} cannot be shared with this package's code, of which it is not.")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"A {name} with adapters cannot be shared with its code: merge them, or push them alone.")
@@ -283,7 +283,7 @@ def push_part(
         fields = _read_json(Path(folder) / name)
     names = {part._shared_as[0]: flat_name(type(part))}
     if name == CONFIG_NAME:
-        names["AutoModel"] = flat_name(MODELS[model_type])
+        names["AutoModel"] = flat_name(MODELS[model_type].model_class)
     api = HfApi(token=token)
     repo_id = _prepare(api, repo_id, private, None if create_pr else revision)
     return _commit(

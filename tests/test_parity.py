@@ -15,13 +15,13 @@ from deepencoder import (
     SamEncoder,
     SamEncoderConfig,
 )
-from deepencoder.conversion.keys import (
+from deepencoder.conversion.key_mapping import convert_state_dict
+from deepencoder.conversion.key_tables import (
     CLIP_TRANSFORMERS,
     DEEPENCODER_UNLIMITED_OCR,
     SAM_TRANSFORMERS,
     VIT_TRANSFORMERS,
     KeyTable,
-    convert_state_dict,
     prefixed,
 )
 

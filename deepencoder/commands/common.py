@@ -18,7 +18,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .. import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from ..conversion.originals import load_original, load_original_with_report
+from ..conversion.from_original import load_original, load_original_with_report
 from ..processing.modes import MODES
 
 __all__ = [

@@ -8,7 +8,7 @@ from rich.table import Table
 from transformers import AutoModel
 
 from .. import DeepEncoderConfig
-from ..conversion.originals import plan_original
+from ..conversion.from_original import plan_original
 from ..processing.modes import MODES
 from .common import RevisionOption, Source, TrustOption, UserError, load_config, load_processor, make_console, one_line
 

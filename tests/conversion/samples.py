@@ -13,7 +13,8 @@ from deepencoder import (
     SamEncoder,
     SamEncoderConfig,
 )
-from deepencoder.conversion.keys import prefixed, revert_state_dict
+from deepencoder.conversion.key_mapping import revert_state_dict
+from deepencoder.conversion.key_tables import prefixed
 from deepencoder.conversion.layouts import LAYOUTS, Layout
 
 from ..conftest import randomize

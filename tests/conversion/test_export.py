@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, SamEncoder, SamEncoderConfig
 from deepencoder.conversion import export
-from deepencoder.conversion.export import OUTPUTS, TOLERANCE, export_model, fix_image_size
+from deepencoder.conversion.export import TOLERANCE, export_model, fix_image_size
+from deepencoder.modeling.catalog import MODELS
 
 from ..conftest import randomize
 from .samples import build, layout_of, state_dict_there
@@ -42,7 +43,7 @@ def test_onnx_gives_the_models_numbers(
     assert isinstance(session.get_inputs()[0].shape[0], str) and session.get_inputs()[0].shape[1:] == [3, side, side]
     pixels = torch.randn(batch, 3, side, side)
     expected = tiny_model(pixels)
-    names = list(OUTPUTS["deepencoder"])
+    names = list(MODELS["deepencoder"].exported_outputs)
     found = dict(zip(names, map(torch.from_numpy, session.run(names, {"pixel_values": pixels.numpy()})), strict=True))
     reference = {
         "last_hidden_state": expected.last_hidden_state,

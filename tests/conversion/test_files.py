@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from deepencoder.conversion.sources import open_checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
-from deepencoder.conversion.checkpoints import convert_checkpoint
-from deepencoder.conversion.sources import open_checkpoint
+from deepencoder.conversion.converter import convert_checkpoint
 
 from .samples import build, folder, layout_of, state_dict_there
 

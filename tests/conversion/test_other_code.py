@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deepencoder import ClipVisionEncoder, DeepEncoder, SamEncoder
-from deepencoder.conversion.checkpoints import Conversion, convert_checkpoint
+from deepencoder.conversion.converter import Conversion, convert_checkpoint
 
 from ..conftest import randomize, report_difference
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from deepencoder.conversion.files import StoredTensor
+from deepencoder.conversion.remote import HubOptions, RangesNotServedError, looks_like_hub_id, plan_parts
+from deepencoder.conversion.sources import open_checkpoint
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
@@ -24,12 +27,9 @@ from deepencoder import (
     SamEncoderConfig,
 )
 from deepencoder.conversion import remote
-from deepencoder.conversion.checkpoints import plan_conversion
-from deepencoder.conversion.files import StoredTensor
+from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.layouts import LAYOUTS
-from deepencoder.conversion.originals import convert_to_folder
-from deepencoder.conversion.remote import HubOptions, RangesNotServedError, looks_like_hub_id, plan_parts
-from deepencoder.conversion.sources import open_checkpoint
+from deepencoder.conversion.planning import plan_conversion
 
 from ..conftest import ROOT, randomize
 from ..hub_server import COMMIT, Hub

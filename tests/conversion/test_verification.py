@@ -10,8 +10,8 @@ from torch import nn
 
 from deepencoder import DeepEncoder
 from deepencoder.conversion import layouts, verification
+from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.layouts import LAYOUTS, Layout
-from deepencoder.conversion.originals import convert_to_folder
 from deepencoder.conversion.verification import computing_in_float32
 
 from .samples import build, inputs_of, layout_of, state_dict_there
@@ -65,7 +65,7 @@ def test_a_wrong_table_is_found_out(
         def compute(model: Any, initialized: list[str]) -> dict[str, torch.Tensor]:
             return {name: value + 0.01 for name, value in original(model, initialized).items()}
 
-        monkeypatch.setattr("deepencoder.conversion.originals.compute_converted", compute)
+        monkeypatch.setattr("deepencoder.conversion.from_original.compute_converted", compute)
     else:
         wrong = wrong_rows(layout, one, other)
         monkeypatch.setattr(layouts, "LAYOUTS", tuple(wrong if item is layout else item for item in LAYOUTS))

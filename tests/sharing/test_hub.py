@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoder
-from deepencoder.conversion.originals import convert_to_folder
+from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.sharing.hub import collect_repository, complete_folder, push_folder
 from deepencoder.sharing.payload import ALLOWED, IMAGE_PROCESSOR, ROOTS, export_code, flatten
 
@@ -63,7 +63,7 @@ from .z import q  # here
         "from . import x",
         "from .. import x",
         "from ..configuration import x",
-        "from ..conversion.keys import x",
+        "from ..conversion.key_tables import x",
         "from ...a.b import x",
         "from .a.b import x",
         "import safetensors",

@@ -6,20 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from deepencoder.conversion.sources import Checkpoint, open_checkpoint
 from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoder
-from deepencoder.conversion.checkpoints import (
-    NOT_A_PART,
-    convert_checkpoint,
-    new_folder,
-    plan_conversion,
-    save_converted,
-)
+from deepencoder.configuration.atomic_files import new_folder
+from deepencoder.conversion.converter import convert_checkpoint, save_converted
+from deepencoder.conversion.from_original import convert_to_folder
+from deepencoder.conversion.infer_config import KNOWN_HEADS, infer_sam_config
 from deepencoder.conversion.layouts import LAYOUTS, Layout, recognize
-from deepencoder.conversion.originals import convert_to_folder
-from deepencoder.conversion.sizes import KNOWN_HEADS, infer_sam_config
-from deepencoder.conversion.sources import Checkpoint, open_checkpoint
+from deepencoder.conversion.planning import plan_conversion
+from deepencoder.conversion.report import NOT_A_PART
 
 from ..conftest import randomize
 from .samples import OTHER_TENSORS, VALUES, assert_same, build, inputs_of, layout_of, state_dict_there

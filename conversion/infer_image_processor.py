@@ -14,8 +14,8 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..processing import DeepEncoderImageProcessor
 from ..processing.modes import MODES
+from .checkpoint import Checkpoint
 from .layouts import Layout
-from .sources import Checkpoint
 
 __all__ = ["infer_image_processor"]
 

@@ -12,22 +12,15 @@ from typing import Any
 
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
+from ..configuration.atomic_files import new_folder
+from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
-from .checkpoints import (
-    CONVERTER_VERSION,
-    MODELS,
-    REPORT_NAME,
-    ConversionPlan,
-    ConversionReport,
-    execute_conversion,
-    new_folder,
-    plan_conversion,
-    read_dtype,
-    save_converted,
-)
-from .image_processors import infer_image_processor
-from .remote import HubOptions, RemoteFiles, looks_like_hub_id, model_cache
-from .sources import open_checkpoint, open_remote
+from .checkpoint import open_checkpoint, open_remote
+from .converter import execute_conversion, save_converted
+from .infer_image_processor import infer_image_processor
+from .planning import ConversionPlan, plan_conversion, read_dtype
+from .readers.hub import HubOptions, RemoteFiles, looks_like_hub_id, model_cache
+from .report import CONVERTER_VERSION, REPORT_NAME, ConversionReport
 from .verification import compare, compute_converted, compute_reference, why_not
 
 __all__ = ["convert_to_folder", "load_original", "load_original_image_processor", "plan_original"]
@@ -157,7 +150,7 @@ def _is_remote(source: str | Path) -> bool:
 
 def _check_class(model_type: str, model_class: Any, source: str | Path) -> Any:
     if model_class is None:
-        return MODELS[model_type]
+        return MODELS[model_type].model_class
     wanted = model_class.config_class.model_type
     if model_type != wanted:
         raise ValueError(f"source: {source} holds a {model_type!r}, not a {wanted!r}.")

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from ..configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
+from .checkpoint import Checkpoint
 from .layouts import Layout
-from .sources import Checkpoint
 
 __all__ = ["infer_clip_config", "infer_config", "infer_sam_config", "read_hints"]
 

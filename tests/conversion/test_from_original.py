@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import ClipVisionEncoder, DeepEncoder, DeepEncoderImageProcessor, SamEncoder
-from deepencoder.conversion.originals import convert_to_folder
+from deepencoder.conversion.from_original import convert_to_folder
 
 from .samples import assert_same, build, inputs_of, layout_of, state_dict_there
 

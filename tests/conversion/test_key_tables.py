@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig
-from deepencoder.conversion.keys import (
+from deepencoder.conversion.key_mapping import convert_state_dict, map_keys
+from deepencoder.conversion.key_tables import (
     CLIP_TRANSFORMERS,
     DEEPENCODER_DEEPSEEK_OCR,
     DEEPENCODER_UNLIMITED_OCR,
     VIT_TRANSFORMERS,
-    convert_state_dict,
-    map_keys,
 )
 
 
