@@ -21,9 +21,9 @@ from PIL import Image
 
 from deepencoder import DeepEncoderImageProcessor
 from deepencoder.extraction.batches import OUTPUTS, BatchBudget, iterate_features, prepare_image
-from deepencoder.extraction.documents import list_pages
 from deepencoder.extraction.extraction import ExtractionSettings, extract_features
 from deepencoder.extraction.features import feature_fields
+from deepencoder.extraction.listing import list_pages
 from deepencoder.extraction.pages import load_page
 from deepencoder.extraction.shards import ShardWriter, page_schema
 

@@ -20,9 +20,9 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.extraction.documents import list_pages
 from deepencoder.extraction.extraction import ExtractionSettings, extract_features
 from deepencoder.extraction.features import identify_model
+from deepencoder.extraction.listing import list_pages
 from deepencoder.extraction.pages import load_page
 
 PAGES = Path(__file__).parent

@@ -19,8 +19,8 @@ from typing import Any
 
 from ..processing.modes import MODES
 from .batches import check_outputs, iterate_features
-from .documents import is_streamed, list_pages
 from .features import feature_fields
+from .listing import is_streamed, list_pages
 from .pages import Page
 from .shards import (
     FORMATS,

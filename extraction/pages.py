@@ -1,70 +1,131 @@
-"""One page of a corpus: a small reference that travels between processes, and how it becomes an RGB image.
+"""A page of a corpus: a small reference that travels between processes, and how it becomes an RGB image.
 
-Unusual: a page that cannot be used is a `PageError` with a reason, whatever Pillow, pdfium or the file system raised.
-Pages are untrusted: Pillow's limit on pixels stays on, and holds for what pdfium renders as well.
+Unusual: whatever Pillow, pdfium or the file system raise for a page that cannot be used becomes a `PageError` with a
+one-line reason. Pages are untrusted input: Pillow's limit on the number of pixels stays on, and applies to rendered
+PDF pages as well.
 """
 
-import atexit
-import os
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..processing.images import to_rgb
 
 __all__ = [
     "MAX_ENCODED_BYTES",
+    "FailedPage",
+    "ImagePage",
     "Page",
     "PageError",
     "describe_error",
     "image_formats",
+    "image_suffixes",
     "load_page",
-    "open_pdf",
     "to_page_image",
 ]
 
-MAX_ENCODED_BYTES = 1 << 30  # of one image in an archive or a table
-POINTS_PER_INCH = 72
+MAX_ENCODED_BYTES = 1 << 30  # limit for one encoded image in an archive or a table
+
+SomePage = TypeVar("SomePage", bound="Page")
 
 
 class PageError(ValueError):
-    """A page that cannot be used. The message is the reason, without the page's name."""
+    """A page cannot be used. The message is the reason and does not repeat the page's name."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Where a page is. Source and page number name it, whatever else is in the corpus.
+    """A reference to one page. Its source and page number identify it, independent of the rest of the corpus.
+
+    Each kind of page is a subclass that knows how to read its image. Pages are pickled and sent to other processes,
+    so subclasses hold plain values only.
 
     Args:
-        source (`str`): the file as it was found, `archive.tar::member`, or a dataset's name and split.
-        page (`int`): counts from 0: a PDF's page, a TIFF's frame, a table's row, an archive's members of one name.
+        source (`str`): path of the file, `archive.tar::member`, or name and split of a dataset.
+        page (`int`): number within the source, from 0: the page of a PDF, the frame of a TIFF, the row of a table, or
+            the position among archive members of the same name.
         index (`int`): position in the whole corpus.
-        kind (`str`): `"image"`, `"tiff"`, `"pdf"` or `"failed"`.
-        path (`str`, *optional*): the file to read.
-        offset, size (`int`): the bytes of that file that are the image; the whole file for a size of 0.
-        data (`bytes`, *optional*): the encoded image itself, where its place cannot be reached again.
-        dpi (`int`): dots per inch at which a PDF's page is rendered.
-        error (`str`): of a failed page, the reason.
     """
 
     source: str
     page: int = 0
     index: int = 0
-    kind: str = "image"
+
+    def at(self: SomePage, index: int) -> SomePage:
+        """Return this page with its position in the corpus."""
+        return replace(self, index=index)
+
+    def without_data(self: SomePage) -> SomePage:
+        """Return this page without encoded image data, to send it back cheaply."""
+        return self
+
+    def read_image(self) -> Image.Image:
+        """Decode or render the page as RGB. May raise anything; callers use [`load_page`]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FailedPage(Page):
+    """A page, or a whole source, that could not be listed.
+
+    Args:
+        error (`str`): the reason.
+    """
+
+    error: str = ""
+
+    def read_image(self) -> Image.Image:
+        raise PageError(self.error)
+
+
+@dataclass(frozen=True)
+class ImagePage(Page):
+    """A page that Pillow decodes, from a file, from part of a file or from memory.
+
+    Args:
+        path (`str`, *optional*): the file to read.
+        offset, size (`int`): the bytes of that file that hold the image. A size of 0 means the whole file.
+        data (`bytes`, *optional*): the encoded image itself, used where it cannot be read from a file again.
+        frame (`int`): frame of an image with several frames.
+    """
+
     path: str | None = None
     offset: int = 0
     size: int = 0
     data: bytes | None = None
-    dpi: int = 144
-    error: str = ""
+    frame: int = 0
 
-    def without_data(self) -> "Page":
+    def without_data(self) -> "ImagePage":
         return replace(self, data=None)
+
+    def read_image(self) -> Image.Image:
+        with Image.open(self._open_encoded(), formats=image_formats()) as image:
+            if self.frame:
+                image.seek(self.frame)
+            if 0 in image.size:
+                raise PageError(f"it has {image.width} x {image.height} pixels")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+
+    def _open_encoded(self) -> str | BytesIO:
+        """Return what Pillow opens: the file's path, or the encoded image in memory."""
+        data = self.data
+        if data is None:
+            assert self.path is not None
+            if not self.size:
+                if not Path(self.path).stat().st_size:
+                    raise PageError("it is an empty file")
+                return self.path
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        if not data:
+            raise PageError("it is empty")
+        return BytesIO(data)
 
 
 def load_page(page: Page) -> Image.Image:
@@ -74,14 +135,10 @@ def load_page(page: Page) -> Image.Image:
         `PIL.Image` in RGB.
 
     Raises:
-        `PageError`: it cannot be used; says why.
+        `PageError`: the page cannot be used; the message gives the reason.
     """
     try:
-        if page.kind == "failed":
-            raise PageError(page.error)
-        if page.kind == "pdf":
-            return _render(page)
-        return _decode(page)
+        return page.read_image()
     except PageError:
         raise
     except MemoryError as error:
@@ -94,16 +151,16 @@ def to_page_image(value: Any) -> Image.Image:
     """Turn a cell of an image column into an RGB image.
 
     Args:
-        value: encoded `bytes`, a mapping with `bytes` or `path` as datasets stores images, or whatever
-            [`DeepEncoderImageProcessor`] takes for one image.
+        value: encoded `bytes`, a mapping with `bytes` or `path` (the way datasets stores images), or anything that
+            [`DeepEncoderImageProcessor`] accepts as one image.
 
     Raises:
-        `PageError`: it cannot be used; says why.
+        `PageError`: the value cannot be used; the message gives the reason.
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return load_page(Page("", data=value))
+        return load_page(ImagePage("", data=value))
     if value is None:
         raise PageError("there is no image in this row")
     try:
@@ -112,88 +169,26 @@ def to_page_image(value: Any) -> Image.Image:
         raise PageError(describe_error(error)) from error
 
 
-def _decode(page: Page) -> Image.Image:
-    data = page.data
-    if data is None and page.size:
-        assert page.path is not None
-        with open(page.path, "rb") as file:
-            file.seek(page.offset)
-            data = file.read(page.size)
-    if data is not None and not data:
-        raise PageError("it is empty")
-    if data is None and not Path(str(page.path)).stat().st_size:
-        raise PageError("it is an empty file")
-    with Image.open(page.path if data is None else BytesIO(data), formats=image_formats()) as image:  # type: ignore[arg-type]
-        if page.kind == "tiff":
-            image.seek(page.page)
-        if 0 in image.size:
-            raise PageError(f"it has {image.width} x {image.height} pixels")
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-
-
 @cache
 def image_formats() -> list[str]:
-    """Name what Pillow decodes itself: no PostScript, which it hands to a program, and none that it only names."""
+    """Return the names of the formats that Pillow decodes itself.
+
+    PostScript is left out because Pillow hands it to an external program; so are the formats that Pillow identifies
+    but cannot decode.
+    """
     Image.init()
     return sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
 
-def open_pdf(path: str) -> Any:
-    """Open a document with pdfium; the last one stays open.
-
-    Raises:
-        `ImportError`: pypdfium2 is missing; names the extra that brings it.
-        `PageError`: not a PDF that can be read, and without a password.
-    """
-    return _open_pdf(path, os.getpid())  # a process that was forked must not share its parent's place in the file
-
-
-@lru_cache(maxsize=1)
-def _open_pdf(path: str, process: int) -> Any:
-    pypdfium2 = _import_pdfium()
-    try:
-        return pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        message = str(error)
-        if "password" in message.lower():
-            raise PageError("the PDF is encrypted, and needs a password") from error
-        raise PageError(f"the PDF cannot be read: {message}") from error
-    except OSError as error:
-        raise PageError(f"the PDF cannot be read: {describe_error(error)}") from error
-
-
 @cache
-def _import_pdfium() -> Any:
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise ImportError('PDFs need pypdfium2: pip install "deepencoder[pdf]".') from error
-    atexit.register(_open_pdf.cache_clear)  # before pdfium itself goes
-    return pypdfium2
-
-
-def _render(page: Page) -> Image.Image:
-    document = open_pdf(str(page.path))
-    sheet = document[page.page]
-    try:
-        scale = page.dpi / POINTS_PER_INCH
-        width, height = (side * scale for side in sheet.get_size())
-        if not (np.isfinite([width, height]).all() and min(width, height) >= 1):
-            raise PageError(f"the PDF's page measures {width:.3g} x {height:.3g} pixels at {page.dpi} dpi")
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and width * height > limit:
-            raise PageError(
-                f"the PDF's page would be {width:.0f} x {height:.0f} pixels at {page.dpi} dpi, more than {limit:,}"
-            )
-        # Colours as they are: a page without background is white, as on paper.
-        return sheet.render(scale=scale).to_pil().convert("RGB")
-    finally:
-        sheet.close()
+def image_suffixes() -> tuple[str, ...]:
+    """Return the file suffixes of [`image_formats`], in lower case."""
+    formats = image_formats()
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 def describe_error(error: Exception) -> str:
-    """Say in one line, for people, why a page cannot be used."""
+    """Describe in one readable line why a page cannot be used."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it is too large to decode safely: {error}"
     if isinstance(error, UnidentifiedImageError):

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batches import BatchBudget, PageLoader, encode_prepared, not_prepared
-from .documents import NoImagesError, list_files
 from .extraction import BadPageError, ExtractionSettings, ExtractionSummary, finish_output, lock_output, open_output
 from .features import feature_fields
-from .pages import Page
+from .listing import NoImagesError, list_files
+from .pages import FailedPage, Page
 from .shards import (
     STAGING,
     FailureLog,
@@ -57,7 +57,7 @@ class _Lister:
         except (NoImagesError, FileNotFoundError) as error:  # it happened to lie there, or has gone
             if row["file"] in self.settings.sources:
                 raise
-            yield {"page": pickle.dumps(Page(row["file"], kind="failed", error=str(error)))}
+            yield {"page": pickle.dumps(FailedPage(row["file"], error=str(error)))}
 
 
 class _Preparer:

@@ -1,7 +1,8 @@
-"""Calls that may kill their process or never end, in processes of their own: results in order, some of them ahead.
+"""Runs functions that may kill their process or never return, in processes of their own.
 
-Unusual: each process has one item at a time and a pipe to itself. So when it dies (a decoder's segmentation fault, the
-kernel out of memory) or must be killed, it is known which item that was, and nobody else's answer is cut off or waits.
+Unusual: each process holds one item at a time and has a pipe of its own. When it dies (a segmentation fault in a
+decoder, the kernel out of memory) or must be killed, the item that caused it is known, and no other answer is lost or
+delayed. `concurrent.futures` would break the whole pool instead.
 """
 
 import multiprocessing
@@ -21,28 +22,64 @@ __all__ = ["PAGE_TIMEOUT", "DiedError", "Worker", "map_in_processes"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 4  # results for each process that wait to be taken
-PAGE_TIMEOUT = 300.0  # seconds, by default: far more than any page takes, and a decoder that hangs holds all others up
-TRIES = 2  # it may have been killed for what another process did
-_STARTS = threading.Lock()  # A process that inherited another's end of a pipe would hide that one's death.
+PAGE_TIMEOUT = 300.0  # default limit in seconds: far more than a page takes, and a hung decoder delays all others
+RESULTS_AHEAD = 4  # results per process that may wait to be taken
+TRIES = 2  # a process may have been killed for the memory that another process used
+MAX_TIMEOUT = 1e6  # seconds; `Connection.poll` counts milliseconds in 32 bits
+_START_LOCK = threading.Lock()  # a process that inherited another one's end of a pipe would hide that one's death
 
 
 class DiedError(RuntimeError):
-    """There was no answer, at each try: the process died, or the time was up. The message says which."""
+    """Every try ended without an answer. The message says whether the process died or ran out of time."""
+
+
+def _exit_with_parent(parent: int) -> None:
+    """End this process once its parent is gone. A killed parent cannot say so, and writing to a full pipe blocks."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """Answer items from a pipe with `(raised, value or exception)`, until the pipe is closed."""
+    import torch
+
+    # Ctrl-C reaches the whole process group, but the main process decides what to do; its handlers do not apply here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork
+    try:
+        while True:
+            item = connection.recv()
+            try:
+                answer = False, function(item)
+            except Exception as error:
+                answer = True, error
+            del item
+            connection.send(answer)
+    except (EOFError, OSError):
+        return  # the main process is gone
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"its process died of signal {-code}, {signal.strsignal(-code)}"
+    return f"its process died with exit code {code}"
 
 
 class Worker(Generic[Item, Result]):
-    """A function, called in a process of its own, which is started again where it dies. Threads take turns.
+    """Calls a function in a separate process, which is started again when it dies. Threads take turns.
 
     Args:
-        function: a picklable callable of one picklable argument.
-        seconds (`float`, *optional*): that a call may take before its process is killed.
+        function: a picklable callable with one picklable argument.
+        seconds (`float`, *optional*): time limit of a call, after which its process is killed.
     """
 
     def __init__(self, function: Callable[[Item], Result], seconds: float | None = None) -> None:
         self._function = function
-        self._seconds = None if seconds is None else min(seconds, 1e6)  # more milliseconds than poll can count
-        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._seconds = None if seconds is None else min(seconds, MAX_TIMEOUT)
+        self._call_lock, self._process_lock = threading.Lock(), threading.Lock()
         self._closed = False
         self._start()
 
@@ -50,9 +87,9 @@ class Worker(Generic[Item, Result]):
         """Return what the function returns for an item, or raise what it raises.
 
         Raises:
-            `DiedError`: its process died, or took too long.
+            `DiedError`: the process died or exceeded the time limit.
         """
-        with self._turn:
+        with self._call_lock:
             return self._call(item)
 
     def _call(self, item: Item) -> Result:
@@ -67,32 +104,32 @@ class Worker(Generic[Item, Result]):
             except (EOFError, OSError):
                 self._connection.close()
                 self._process.join()
-                end = f"it took longer than {self._seconds:g} s" if late else _describe_end(self._process.exitcode)
-                with self._lock:
+                reason = f"it took longer than {self._seconds:g} s" if late else _describe_exit(self._process.exitcode)
+                with self._process_lock:
                     if self._closed:
                         break
                     self._start()
                 continue
-            except BaseException:  # Ctrl-C: this answer must not be taken for the next item's
+            except BaseException:  # after Ctrl-C, this answer must not be taken for that of the next item
                 self._process.kill()
                 self._connection.close()
                 raise
             if raised:
                 raise value
             return value
-        raise DiedError("it was interrupted" if self._closed else end)
+        raise DiedError("it was interrupted" if self._closed else reason)
 
     def close(self) -> None:
-        """End the process at once; a call that waits for it, in another thread, raises [`DiedError`]."""
-        with self._lock:
+        """Kill the process. A call that another thread is waiting for raises [`DiedError`]."""
+        with self._process_lock:
             self._closed = True
             self._process.kill()
         self._process.join(timeout=1)
 
     def _start(self) -> None:
-        with _STARTS:
+        with _START_LOCK:
             self._connection, theirs = multiprocessing.Pipe()
-            # A daemon: the interpreter, when it exits, ends it too.
+            # The interpreter ends daemons when it exits.
             self._process = multiprocessing.Process(target=_serve, args=(theirs, self._function), daemon=True)
             self._process.start()
             theirs.close()
@@ -105,13 +142,13 @@ def map_in_processes(
     on_death: Callable[[Item, str], Result],
     seconds: float | None = None,
 ) -> Iterator[Result]:
-    """Yield `function(item)` for a stream of items, in order, while processes compute the next ones.
+    """Yield `function(item)` for a stream of items, in order, while the processes compute the next results.
 
     Args:
         function, seconds: as for [`Worker`].
-        items: drawn in this process, as they are needed.
-        processes (`int`): how many; at least 1.
-        on_death: takes an item without an answer, and the reason; gives the result.
+        items: the items. They are drawn in this process, as they are needed.
+        processes (`int`): number of processes, at least 1.
+        on_death: returns the result for an item whose process died or ran out of time. Takes the item and the reason.
     """
     workers = [Worker(function, seconds) for _ in range(processes)]
     idle: SimpleQueue[Worker[Item, Result]] = SimpleQueue()
@@ -128,11 +165,11 @@ def map_in_processes(
             idle.put(worker)
 
     pending: deque[Future[Result]] = deque()
-    threads = ThreadPoolExecutor(processes)  # each waits for the answer of one process
+    threads = ThreadPoolExecutor(processes)  # each thread waits for the answer of one process
     try:
         for item in items:
             pending.append(threads.submit(call, item))
-            if len(pending) > AHEAD * processes:
+            if len(pending) > RESULTS_AHEAD * processes:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -140,37 +177,3 @@ def map_in_processes(
         for worker in workers:
             worker.close()
         threads.shutdown(cancel_futures=True)
-
-
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    import torch
-
-    # Ctrl-C reaches the whole group, and the main process decides; its handlers are not for this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    try:
-        while True:
-            item = connection.recv()
-            try:
-                answer = False, function(item)
-            except Exception as error:
-                answer = True, error
-            del item
-            connection.send(answer)
-    except (EOFError, OSError):
-        return  # the main process has gone
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: killed, that cannot tell; and a full pipe would hold us forever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _describe_end(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"its process died of signal {-code}, {signal.strsignal(-code)}"
-    return f"its process died with exit code {code}"

@@ -22,8 +22,8 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder.extraction.batches import OUTPUTS
-from deepencoder.extraction.documents import list_pages
 from deepencoder.extraction.extraction import BadPageError, ExtractionSettings, Progress, extract_features
+from deepencoder.extraction.listing import list_pages
 from deepencoder.extraction.pages import load_page
 
 from .corpus import picture, save_model, write_bad_pages, write_parquet, write_pdf, write_pictures, write_tar

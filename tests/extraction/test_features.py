@@ -22,9 +22,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder.extraction import batches
 from deepencoder.extraction.batches import OUTPUTS, BatchBudget, encode_images, iterate_features, prepare_image
-from deepencoder.extraction.documents import list_pages
 from deepencoder.extraction.features import FeatureExtractor, feature_fields, identify_model, to_arrow
-from deepencoder.extraction.pages import Page
+from deepencoder.extraction.listing import list_pages
+from deepencoder.extraction.pages import FailedPage
 
 from ..conftest import ROOT
 from .corpus import encoded, picture, save_model, write_bad_pages, write_pdf, write_pictures
@@ -313,7 +313,7 @@ def test_failed_pages_do_not_pile_up_behind_a_batch(folder: Path, tmp_path: Path
         yield good
         for number in range(1000):
             drawn.append(number)
-            yield Page("bad", number, kind="failed", error="x")
+            yield FailedPage("bad", number, error="x")
 
     rows = iterate_features(one_good_page(), *load_once(folder), outputs=("pooled",), batch_size=4, workers=0)
     assert next(rows).page == good and len(drawn) < 100

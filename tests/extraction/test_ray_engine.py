@@ -16,6 +16,7 @@ from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 from deepencoder.extraction.extraction import BadPageError, ExtractionSettings, extract_features
+from deepencoder.extraction.pages import FailedPage
 from deepencoder.extraction.ray_engine import _Lister, extract_with_ray
 
 ray = pytest.importorskip("ray")
@@ -142,10 +143,10 @@ def test_strict_names_the_page(cluster: None, corpus: Path, tmp_path: Path) -> N
 def test_a_file_that_cannot_be_listed_is_a_failed_page(corpus: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"name": ["x"]}), corpus / "metadata.parquet")
     lister = _Lister(make_settings(corpus), lambda source, page: False)
-    for name, reason in (("metadata.parquet", "image column: none"), ("gone.png", "no such file")):
+    for name, reason in (("metadata.parquet", "no image column"), ("gone.png", "no such file")):
         (row,) = lister({"file": str(corpus / name)})
         page = pickle.loads(row["page"])
-        assert page.kind == "failed" and reason in page.error
+        assert isinstance(page, FailedPage) and reason in page.error
 
 
 def test_safetensors_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Folders that `datasets.Dataset.save_to_disk` wrote, each row of which is a page."""
+
+import os
+from functools import partial
+from typing import Any
+
+from .columns import choose_split, import_datasets, select_images
+from .deferred import DeferredPage, EncodedImage, ListedPages
+
+__all__ = ["is_saved_dataset", "list_saved_dataset"]
+
+DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
+
+
+def is_saved_dataset(source: str) -> bool:
+    """Whether a folder holds a saved `Dataset` or `DatasetDict`."""
+    return os.path.isdir(source) and any(os.path.isfile(os.path.join(source, name)) for name in DATASET_FILES)
+
+
+def _read(data: Any, column: str, row: int) -> EncodedImage:
+    value = data[row][column]
+    return EncodedImage(value.get("bytes"), value.get("path")) if isinstance(value, dict) else EncodedImage(value)
+
+
+def list_saved_dataset(folder: str, split: str | None, column: str | None) -> ListedPages:
+    """List the rows of a saved dataset.
+
+    Args:
+        folder (`str`): the folder it was saved to.
+        split (`str`, *optional*): split of a `DatasetDict`. Default: the only one.
+        column (`str`, *optional*): column with the images. Default: the only image column.
+    """
+    datasets = import_datasets()
+    data = datasets.load_from_disk(folder)
+    if isinstance(data, datasets.DatasetDict):
+        data = data[choose_split(split, list(data), folder)]
+    data, column = select_images(data, data.features, column, folder)
+    source = folder if split is None else f"{folder}::{split}"
+    for row in range(len(data)):
+        yield DeferredPage(source, row, partial(_read, data, column, row))
