@@ -16,10 +16,12 @@ from huggingface_hub import snapshot_download
 from ..configuration.atomic_files import new_folder
 from ..modeling.catalog import MODELS
 from .checkpoint import Checkpoint, open_checkpoint
-from .files import PICKLES, StoredTensor, find_files, join_shards, open_file
 from .key_tables import TRANSPOSED
 from .planning import dtype_name, plan_conversion
+from .readers.folders import find_files
+from .readers.formats import format_of, open_file
 from .readers.hub import HubOptions, looks_like_hub_id
+from .readers.stored_tensors import StoredTensor, join_shards
 
 __all__ = ["RestorationReport", "restore_checkpoint"]
 
@@ -136,7 +138,7 @@ def restore_checkpoint(
         raise ValueError(f"ENCODER: {encoder} is not a model of this package: its config.json does not say so.")
     path = _find_original(original, hub)
     files, weight_map = find_files(path)
-    if files[0].suffix in PICKLES:
+    if not format_of(files[0].name).in_place:
         raise ValueError(f"ORIGINAL: {files[0]} is a pickle; only safetensors files can be written into.")
     shards = {file.name: open_file(file) for file in files}
     stored = join_shards(shards, weight_map)

@@ -20,7 +20,7 @@ from .commands.export import export
 from .commands.extract import extract
 from .commands.info import info
 from .commands.push import push
-from .conversion.remote import PROGRESS_BAR
+from .conversion.readers.progress import PROGRESS_BAR
 
 __all__ = ["app", "main"]
 

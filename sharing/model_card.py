@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..conversion.readers.hub import looks_like_hub_id
 from ..conversion.report import REPORT_NAME
-from ..conversion.remote import looks_like_hub_id
 from ..processing import DeepEncoderImageProcessor
 from ..processing.modes import MODES
 

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from transformers import AutoConfig, AutoModel
 
-from ..conversion.layouts import LAYOUTS
 from ..conversion.from_original import convert_to_folder
-from ..conversion.remote import HubOptions
+from ..conversion.layouts import LAYOUTS
+from ..conversion.readers.hub import HubOptions
 from ..conversion.report import NOT_A_PART, ConversionReport
 from ..conversion.restoration import RestorationReport, restore_checkpoint
 from .common import (

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from deepencoder.conversion.sources import Checkpoint, open_checkpoint
 from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoder
 from deepencoder.configuration.atomic_files import new_folder
+from deepencoder.conversion.checkpoint import Checkpoint, open_checkpoint
 from deepencoder.conversion.converter import convert_checkpoint, save_converted
 from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.infer_config import KNOWN_HEADS, infer_sam_config

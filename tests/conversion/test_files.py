@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from deepencoder.conversion.sources import open_checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
+from deepencoder.conversion.checkpoint import open_checkpoint
 from deepencoder.conversion.converter import convert_checkpoint
 
 from .samples import build, folder, layout_of, state_dict_there
@@ -43,18 +43,18 @@ def entry(start: int, end: int, shape: str = "[1]", dtype: str = "F32") -> str:
 
 DAMAGED_HEADERS = {
     "no JSON": (b"{", "damaged header"),
-    "no object": (b"[1]", "no object"),
+    "not a JSON object": (b"[1]", "not a JSON object"),
     "bomb": (b"[" * 100_000, "damaged header"),
     "no fields": (b'{"a": {}}', "'a' has shape None"),
     "no numbers": (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "shape"),
     "negative": (f'{{"a": {entry(0, 4, "[-1]")}}}'.encode(), "shape"),
-    "twice": (f'{{"a": {entry(0, 4)}, "a": {entry(4, 8)}}}'.encode(), "'a' is there twice"),
+    "twice": (f'{{"a": {entry(0, 4)}, "a": {entry(4, 8)}}}'.encode(), "'a' occurs twice"),
     "overlap": (f'{{"a": {entry(0, 4)}, "b": {entry(2, 6)}}}'.encode(), "'b' overlaps"),
-    "hole": (f'{{"a": {entry(0, 4)}, "b": {entry(8, 12)}}}'.encode(), "hole"),
-    "out of range": (f'{{"a": {entry(0, 4)}, "b": {entry(4, 4000, "[999]")}}}'.encode(), "it is not whole"),
+    "hole": (f'{{"a": {entry(0, 4)}, "b": {entry(8, 12)}}}'.encode(), "gap"),
+    "out of range": (f'{{"a": {entry(0, 4)}, "b": {entry(4, 4000, "[999]")}}}'.encode(), "incomplete or damaged"),
     "backwards": (f'{{"a": {entry(4, 0)}}}'.encode(), "offsets"),
     "wrong size": (f'{{"a": {entry(0, 8, "[3]")}}}'.encode(), r"\(3,\).*8 bytes"),
-    "too much": (f'{{"a": {entry(0, 4)}}}'.encode(), "it is not whole"),
+    "too much": (f'{{"a": {entry(0, 4)}}}'.encode(), "incomplete or damaged"),
 }
 
 
@@ -70,14 +70,14 @@ def test_damaged_files(tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     save_file(tensors, whole)
     contents = {
-        "truncated.safetensors": (whole.read_bytes()[:-10], "it is not whole"),
-        "cut.safetensors": (whole.read_bytes()[:100], "header would not fit"),
-        "short.safetensors": (struct.pack("<Q", 10**9) + b"{}", "header would not fit"),
-        "empty.safetensors": (b"", "header would not fit"),
-        "text.safetensors": (b"version https://git-lfs.github.com/spec/v1", "header would not fit"),
+        "truncated.safetensors": (whole.read_bytes()[:-10], "incomplete or damaged"),
+        "cut.safetensors": (whole.read_bytes()[:100], "header does not fit"),
+        "short.safetensors": (struct.pack("<Q", 10**9) + b"{}", "header does not fit"),
+        "empty.safetensors": (b"", "header does not fit"),
+        "text.safetensors": (b"version https://git-lfs.github.com/spec/v1", "header does not fit"),
         "harmful.pth": (pickle.dumps({"weight": Harmful()}), "without running its code"),
-        "empty.pth": (b"", "damaged"),
-        "text.pth": (b"version https://git-lfs.github.com/spec/v1", "damaged"),
+        "empty.pth": (b"", "is damaged"),
+        "text.pth": (b"version https://git-lfs.github.com/spec/v1", "is damaged"),
     }
     for name, (content, words) in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -115,16 +115,16 @@ def test_damaged_folders(tmp_path: Path) -> None:
     (no_json / "config.json").write_text("{")
     for source, words in (
         (twice, "another shard"),
-        (index("outside", {"weight_map": {"a": "../whole.safetensors"}}), "outside of its folder"),
-        (index("root", {"weight_map": {"a": "/etc/passwd"}}), "outside of its folder"),
-        (index("up", {"weight_map": {"a": ".."}}), "outside of its folder"),
+        (index("outside", {"weight_map": {"a": "../whole.safetensors"}}), "outside its folder"),
+        (index("root", {"weight_map": {"a": "/etc/passwd"}}), "outside its folder"),
+        (index("up", {"weight_map": {"a": ".."}}), "outside its folder"),
         (index("missing", {"weight_map": {"a": "gone.safetensors"}}), "gone.safetensors"),
         (index("liar", {"weight_map": {"b": "here.safetensors"}}), "here.safetensors lacks.*b"),
-        (index("list", {"weight_map": ["a"]}), "not an index"),
-        (index("number", {"weight_map": {"a": 5}}), "not an index"),
-        (index("other", []), "not an index"),
-        (folder(tmp_path, "nothing"), "neither safetensors"),
-        (no_json, "not JSON"),
+        (index("list", {"weight_map": ["a"]}), "not a valid index"),
+        (index("number", {"weight_map": {"a": 5}}), "not a valid index"),
+        (index("other", []), "not a valid index"),
+        (folder(tmp_path, "nothing"), "contains no .safetensors"),
+        (no_json, "not valid JSON"),
     ):
         fails(source, words)
     for missing in (tmp_path / "gone", "./gone", "gone/a/b"):
@@ -201,10 +201,10 @@ def test_harmful_torchscript_archives(archive: tuple[Path, nn.Module]) -> None:
     fails(path, "without running its code.*builtins.exec")
     path.write_bytes(whole)
     rewrite(path, lambda name, content: content[:-4] if name.endswith("/data/0") else content)
-    fails(path, "damaged")
+    fails(path, "is damaged")
     path.write_bytes(whole)
     rewrite(path, lambda name, content: content[:50] if name.endswith("/data.pkl") else content)
-    fails(path, "damaged")
+    fails(path, "is damaged")
 
 
 def test_what_trainers_write_beside_weights(tmp_path: Path) -> None:
@@ -226,12 +226,12 @@ def test_tensors_that_are_not_dense(tmp_path: Path) -> None:
     torch.save(tensors | {"sam_model.net_2.weight": torch.zeros(())}, tmp_path / "model.pth")
     fails(tmp_path / "model.pth", "compressor")
     torch.save(tensors | {"\ud800": torch.zeros(1)}, tmp_path / "model.pth")
-    fails(tmp_path / "model.pth", "no text")
+    fails(tmp_path / "model.pth", "not valid Unicode")
 
 
 def test_a_refused_pickle_says_what_it_wants(tmp_path: Path) -> None:
     torch.save({"args": Path("x"), "state_dict": {}}, tmp_path / "model.pth")
-    fails(tmp_path / "model.pth", r"it wants pathlib\.")
+    fails(tmp_path / "model.pth", r"it refers to pathlib\.")
 
 
 CONFIGS = [

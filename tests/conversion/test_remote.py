@@ -1,20 +1,18 @@
 """Checkpoints on a Hub: what is downloaded of them, and what happens when that goes wrong."""
 
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from deepencoder.conversion.files import StoredTensor
-from deepencoder.conversion.remote import HubOptions, RangesNotServedError, looks_like_hub_id, plan_parts
-from deepencoder.conversion.sources import open_checkpoint
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
@@ -26,14 +24,18 @@ from deepencoder import (
     SamEncoder,
     SamEncoderConfig,
 )
-from deepencoder.conversion import remote
+from deepencoder.configuration.atomic_files import TEMPORARY_PATTERN
+from deepencoder.conversion.checkpoint import open_checkpoint, open_remote
 from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.layouts import LAYOUTS
 from deepencoder.conversion.planning import plan_conversion
+from deepencoder.conversion.readers.byte_ranges import DownloadLimits, RangesNotServedError, plan_parts
+from deepencoder.conversion.readers.hub import HubOptions, RemoteFiles, looks_like_hub_id
+from deepencoder.conversion.readers.stored_tensors import StoredTensor
 
 from ..conftest import ROOT, randomize
 from ..hub_server import COMMIT, Hub
-from .test_checkpoints import state_dict_there
+from .samples import state_dict_there
 
 REPO = "some/deepseek-ocr"
 CONFIG = {"model_type": "deepseek_vl_v2", "candidate_resolutions": [[640, 640]]}
@@ -110,22 +112,19 @@ def test_the_image_processor_comes_along(hub: Hub, original: DeepEncoder, cache:
     assert sent_weights(hub) == 0
 
 
-def test_progress_is_told_in_bytes(
-    hub: Hub, original: DeepEncoder, cache: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bars: list[Any] = []
+def test_progress_is_reported_in_bytes(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:
+    totals: dict[str, int] = {}
+    received: list[int] = []
 
-    class Bar(remote.tqdm):  # type: ignore[name-defined, misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
-            self.options = kwargs
-            bars.append(self)
+    @contextmanager
+    def progress_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+        totals[label] = total
+        yield received.append
 
-    monkeypatch.setattr(remote, "tqdm", Bar)
-    DeepEncoder.from_original(REPO, **cache)
-    (bar,) = bars
-    assert bar.n == bar.total == size_of(original)
-    assert bar.options["unit"] == "B" and bar.options["unit_scale"] and bar.options["name"] == remote.PROGRESS_BAR
+    remote = RemoteFiles(REPO, HubOptions(**cache), progress_bar)
+    plan_conversion(open_remote(remote)).state_dict()
+    assert totals == {f"Encoder of {REPO}": size_of(original)}
+    assert sum(received) == size_of(original)
 
 
 def test_offline_after_the_first_time(
@@ -153,46 +152,38 @@ def test_files_that_are_in_the_cache_are_read_there(hub: Hub, original: DeepEnco
     assert_same(DeepEncoder.from_original(REPO, local_files_only=True, **cache), original)
 
 
-@pytest.mark.parametrize("fault", ["cut", "busy"])
-def test_a_bad_line_is_tried_again(
-    hub: Hub,
-    original: DeepEncoder,
-    cache: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
+@pytest.mark.parametrize("fault", ["connection is closed", "server is busy"])
+def test_failed_requests_are_repeated(
+    hub: Hub, original: DeepEncoder, cache: dict[str, Any], tmp_path: Path, fault: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    if fault == "cut":
+    if fault == "connection is closed":
         hub.cut_after, hub.cuts = 300_000, 4
     else:
         hub.failures = 3
-    assert_same(DeepEncoder.from_original(REPO, **cache), original)
+    options = HubOptions(**cache, limits=DownloadLimits(first_wait=0))
+    convert_to_folder(REPO, tmp_path / "target", options)
+    assert_same(DeepEncoder.from_pretrained(tmp_path / "target"), original)
     assert hub.cuts == 0 and hub.failures == 0
-    assert sent_weights(hub) <= 1.01 * size_of(original)  # what came before a cut is not asked for again
+    assert sent_weights(hub) <= 1.01 * size_of(original), "bytes that had arrived were requested again"
 
 
-def test_an_interrupted_download_goes_on(
-    hub: Hub,
-    original: DeepEncoder,
-    cache: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_interrupted_download_continues(
+    hub: Hub, original: DeepEncoder, cache: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr(remote, "WORKERS", 1)
-    plan = remote.plan_parts
-    monkeypatch.setattr(remote, "plan_parts", lambda file, tensors: plan(file, tensors, part_size=500_000))
+    options = HubOptions(**cache, limits=DownloadLimits(part_size=500_000, workers=1, first_wait=0))
     hub.budget = 3_000_000
     with pytest.raises(OSError, match="cannot be downloaded"):
-        DeepEncoder.from_original(REPO, **cache)
+        convert_to_folder(REPO, tmp_path / "target", options)
     parts = list(Path(cache["cache_dir"]).rglob("*-*.safetensors"))
-    assert not list(Path(cache["cache_dir"]).rglob("*.incomplete"))
+    assert not list(Path(cache["cache_dir"]).rglob(TEMPORARY_PATTERN))
     done = sum(path.stat().st_size for path in parts)
     assert 0 < done < size_of(original)
     hub.budget = None
     hub.forget()
-    assert_same(DeepEncoder.from_original(REPO, **cache), original)
+    convert_to_folder(REPO, tmp_path / "target", options)
+    assert_same(DeepEncoder.from_pretrained(tmp_path / "target"), original)
     assert sent_weights(hub) < 1.01 * size_of(original) - 0.9 * done
-    assert not [path for path in Path(cache["cache_dir"]).rglob("parts/*")]  # forgotten once they have served
+    assert not list(Path(cache["cache_dir"]).rglob("parts/*")), "the parts are no longer needed"
 
 
 def test_a_server_without_ranges_is_found_out(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:
@@ -228,13 +219,13 @@ def test_private_missing_and_damaged_models(
     (damaged / "model.safetensors").write_bytes(whole[:-10])
     (damaged / "config.json").write_text("{}")
     hub.repos["some/damaged"] = damaged
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="incomplete or damaged"):
         DeepEncoder.from_original("some/damaged", **cache)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "README.md").write_text("nothing")
     hub.repos["some/empty"] = empty
-    with pytest.raises(OSError, match="some/empty has no safetensors"):
+    with pytest.raises(OSError, match=r"some/empty contains no \.safetensors"):
         DeepEncoder.from_original("some/empty", **cache)
 
 
@@ -280,7 +271,7 @@ def test_tensors_side_by_side_are_one_request() -> None:
         return {str(start): StoredTensor((1,), torch.float32, start, end) for start, end in places}
 
     def ranges(*places: tuple[int, int], **options: Any) -> list[tuple[int, int]]:
-        return [(part.start, part.end) for part in plan_parts("file", tensors(*places), **options)]
+        return [(part.start, part.end) for part in plan_parts(tensors(*places), DownloadLimits(**options))]
 
     assert ranges((0, 100), (100, 200), (300, 400)) == [(0, 200), (300, 400)]
     assert ranges((0, 100), (100, 200), (200, 300), part_size=200) == [(0, 200), (200, 300)]

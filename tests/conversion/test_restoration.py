@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from deepencoder.conversion.files import open_file
-from deepencoder.conversion.remote import HubOptions
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deepencoder import DeepEncoder, DeepEncoderConfig
 from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.layouts import LAYOUTS, Layout
+from deepencoder.conversion.readers.formats import open_file
+from deepencoder.conversion.readers.hub import HubOptions
 from deepencoder.conversion.restoration import restore_checkpoint
 
 from ..conftest import randomize

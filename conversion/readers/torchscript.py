@@ -71,7 +71,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch.jit._pickle":
             return _as_they_are  # lists and dicts with a type
         if (module, name) not in known:
-            raise pickle.UnpicklingError(f"the archive wants {module}.{name}")
+            raise pickle.UnpicklingError(f"the archive refers to {module}.{name}")
         return known[module, name]
 
     def persistent_load(self, identifier: Any) -> torch.Tensor:

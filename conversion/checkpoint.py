@@ -1,7 +1,7 @@
-"""Where checkpoints are: a folder, a file or the Hub, opened without reading tensors.
+"""One checkpoint, in a file, a folder or on the Hub: its tensors by name, and the files beside them.
 
-Unusual: a checkpoint may be far larger than the encoder in it. From files a tensor is read when it is asked for; from
-the Hub the tensors that are needed come as byte ranges, and the rest stays there.
+Unusual: opening a checkpoint reads no tensors, as it may be far larger than the encoder in it. Each tensor is read
+from its file on access. From the Hub, only the byte ranges of the needed tensors are downloaded.
 """
 
 import json
@@ -13,23 +13,25 @@ from typing import Any
 import torch
 from huggingface_hub import metadata_load
 
-from .files import PICKLES, StoredTensor, find_files, join_shards, open_file
-from .remote import HubOptions, RemoteFiles, looks_like_hub_id
+from .readers.folders import find_files
+from .readers.formats import format_of, open_file
+from .readers.hub import HubOptions, RemoteFiles, looks_like_hub_id
+from .readers.stored_tensors import StoredTensor, join_shards
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_remote"]
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """Tensors by name, read one by one.
+    """The tensors of a checkpoint by name. Each access reads the tensor.
 
     Args:
-        tensors: what is known of each without reading it.
-        find_file: returns the path of a file beside the tensors (`config.json`), or None.
-        fetch: brings tensors that are not on this machine; returns them, still unread.
-        commit: of a checkpoint on the Hub.
-        forget: removes what `fetch` brought.
-        lock: keeps other processes from forgetting it meanwhile.
-        mapped: whether tensors that are read are still the file's memory.
+        tensors: descriptions of all tensors.
+        find_file: returns the path of a file beside the tensors, such as `config.json`, or None.
+        fetch: downloads tensors and returns their new descriptions.
+        commit: commit of a checkpoint on the Hub.
+        forget: removes what `fetch` downloaded.
+        lock: returns a lock that keeps other processes from removing it.
+        mapped: whether tensors that were read may still be backed by the file.
     """
 
     def __init__(
@@ -53,10 +55,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.config = self.read_json("config.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a file beside the tensors; an empty dict where there is none.
+        """Read a JSON file beside the tensors. Without such a file, the result is an empty dict.
 
         Raises:
-            `ValueError`: it is not JSON.
+            `ValueError`: the file is not valid JSON.
         """
         path = self._find_file(name)
         if path is None:
@@ -64,20 +66,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
         return content if isinstance(content, dict) else {}
 
     def read_license(self) -> str | None:
-        """Read the licence that the model card beside the tensors names, if there is one."""
+        """Return the licence that the checkpoint's model card states, if any."""
         path = self._find_file("README.md")
         try:
-            told = None if path is None else (metadata_load(path) or {}).get("license")
-        except Exception:  # somebody else's card, which may hold anything
+            license_name = None if path is None else (metadata_load(path) or {}).get("license")
+        except Exception:  # The model card may contain anything.
             return None
-        return told if isinstance(told, str) else None
+        return license_name if isinstance(license_name, str) else None
 
     def fetch(self, names: Collection[str]) -> None:
-        """See to it that these tensors are on this machine."""
+        """Download those of the tensors that are not on this machine."""
         absent = [name for name in names if self.tensors[name].read is None]
         if absent and self._fetch is not None:
             self.tensors |= self._fetch(absent)
@@ -100,7 +102,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 def open_remote(remote: RemoteFiles) -> Checkpoint:
     """Open a checkpoint on the Hub."""
     tensors = remote.open()
-    mapped = any(file.endswith(PICKLES) for file in remote.files)
+    mapped = any(format_of(file).mapped for file in remote.files)
     return Checkpoint(tensors, remote.find_file, remote.fetch, remote.commit, remote.forget_parts, remote.lock, mapped)
 
 
@@ -108,13 +110,14 @@ def open_checkpoint(source: str | Path, hub: HubOptions | None = None) -> Checkp
     """Open a checkpoint without reading its tensors.
 
     Args:
-        source: a folder (with an index of shards, safetensors files or pickles), one such file, or the id of a model
-            on the Hub. Pickles are read with `weights_only=True`.
-        hub ([`HubOptions`], *optional*): how to reach the Hub.
+        source: a folder with a checkpoint (an index of shards, safetensors files or pickles), a single such file, or
+            the id of a model on the Hub. Pickles are loaded with `weights_only=True`.
+        hub ([`HubOptions`], *optional*): how to download from the Hub.
 
     Raises:
-        `FileNotFoundError`: there is no such file or folder, and it is no Hub id.
-        `ValueError`: a damaged file, a missing shard, a name in two shards, a pickle that wants to run code.
+        `FileNotFoundError`: there is no such file or folder, and `source` is not a Hub id.
+        `ValueError`: a file is damaged, a shard is missing, two shards hold a tensor of the same name, or a pickle
+            needs its own code to be loaded.
         `OSError`: the Hub cannot be reached, or has no such model.
     """
     path = Path(source)
@@ -127,4 +130,4 @@ def open_checkpoint(source: str | Path, hub: HubOptions | None = None) -> Checkp
     def find_file(name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
 
-    return Checkpoint(tensors, find_file, mapped=any(file.suffix in PICKLES for file in files))
+    return Checkpoint(tensors, find_file, mapped=any(format_of(file.name).mapped for file in files))

@@ -1,0 +1,58 @@
+"""The file formats of checkpoints, as one table.
+
+To support another format, write a module with a function that opens such a file and add a row to `FORMATS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .pickles import open_pickle
+from .safetensors_files import open_safetensors
+from .stored_tensors import StoredTensor
+
+__all__ = ["FORMATS", "SUFFIXES", "FileFormat", "format_of", "open_file"]
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A file format of checkpoints.
+
+    Args:
+        suffix: suffix of the file names.
+        open: finds the tensors of a file without reading them. It raises a `ValueError` if the file is damaged.
+        usual_name: name of the file in a folder of a checkpoint that is not sharded, if there is a customary one.
+        in_place: whether single tensors can be read and written at the offsets `StoredTensor.start` and `end`.
+            On the Hub, only the needed ranges of such files are downloaded.
+        mapped: whether tensors that were read may still be backed by the file.
+    """
+
+    suffix: str
+    open: Callable[[Path], dict[str, StoredTensor]]
+    usual_name: str | None = None
+    in_place: bool = False
+    mapped: bool = False
+
+
+# In order of preference: a folder may hold the same weights in several formats.
+FORMATS = (
+    FileFormat(".safetensors", open_safetensors, usual_name="model.safetensors", in_place=True),
+    FileFormat(".pth", open_pickle, mapped=True),
+    FileFormat(".pt", open_pickle, mapped=True),
+    FileFormat(".bin", open_pickle, usual_name="pytorch_model.bin", mapped=True),
+)
+SUFFIXES = tuple(row.suffix for row in FORMATS)
+
+
+def format_of(name: str) -> FileFormat:
+    """Return the format of a file, by the suffix of its name. Unknown suffixes are taken for safetensors files."""
+    return next((row for row in FORMATS if name.endswith(row.suffix)), FORMATS[0])
+
+
+def open_file(path: Path) -> dict[str, StoredTensor]:
+    """Find the tensors of a checkpoint file without reading them.
+
+    Raises:
+        `ValueError`: the file is damaged, or is a pickle that needs its own code to be loaded.
+    """
+    return format_of(path.name).open(path)
