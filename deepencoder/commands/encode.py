@@ -1,167 +1,249 @@
-"""`deepencoder encode`: images in, vision tokens out.
+"""`deepencoder encode`: images in, features out.
 
-Unusual: a bad image is reported in one line and the others are still encoded.
+Unusual: an image that cannot be used costs one line on stderr, and the others are still encoded.
 """
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from PIL import Image
+from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from safetensors.torch import save_file
 
-from ..processing.images import to_rgb
-from ..processing.visualization import draw_encoding, stitch_tiles
-from .common import (
-    DEMO_NOTICE,
-    Dtype,
-    FullDownloadOption,
-    Mode,
-    ModelOption,
-    RevisionOption,
-    Source,
-    TrustOption,
-    check_target,
-    load_model,
-    load_processor,
-    make_console,
-    one_line,
-    pick_device,
-    written_whole,
-)
+from ..configuration.atomic_files import replaced_file
+from ..extraction.outputs import OUTPUTS, take_outputs
+from .errors import one_line
+from .files import check_target
+from .models import load_model, load_processor, name_source, pick_device
+from .options import Dtype, FullDownloadOption, Mode, ModelOption, RevisionOption, TrustOption
+from .terminal import make_console
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 __all__ = ["encode"]
 
 
-def _to_image(pixels: torch.Tensor, processor: Any) -> Image.Image:
-    """Undo the normalisation: `(3, height, width)` -> the image that the encoder saw."""
-    mean, std = (torch.tensor(value).expand(3)[:, None, None] for value in (processor.image_mean, processor.image_std))
-    scaled = (pixels.float().cpu() * std + mean) * 255
-    return Image.fromarray(scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+@dataclass(frozen=True)
+class _Encoding:
+    """One image, and the model's output for it.
+
+    Args:
+        name: path or URL of the image.
+        size: its width and height in pixels.
+        inputs: what the image processor made of it.
+        outputs: the model's output.
+        stride: pixels along a side of a token.
+        seconds: how long preparing and encoding took.
+    """
+
+    name: str
+    size: tuple[int, int]
+    inputs: Any
+    outputs: Any
+    stride: int
+    seconds: float
+
+    @property
+    def view_grid(self) -> tuple[int, int]:
+        """Columns and rows of tokens of the global view."""
+        height, width = self.inputs["pixel_values"].shape[2:]
+        return -(-width // self.stride), -(-height // self.stride)
+
+    @property
+    def tile_grid(self) -> tuple[int, int]:
+        """Columns and rows of tiles; `(1, 1)` without tiles."""
+        columns, rows = self.inputs["patches_grid"][0].tolist()
+        return columns, rows
 
 
-def _draw(inputs: Any, outputs: Any, processor: Any, view_grid: tuple[int, int], tile_grid: tuple[int, int]) -> Any:
-    columns, rows = view_grid
+@dataclass(frozen=True)
+class _Encoder:
+    """A model with its image processor, and the mode to use instead of the processor's own."""
+
+    model: Any
+    processor: Any
+    mode: str | None
+
+    def encode(self, name: str, index: int) -> _Encoding:
+        """Encode the image at a position of the command line.
+
+        Raises:
+            `OSError`, `ValueError`: the image cannot be used.
+        """
+        import torch
+
+        from ..processing.images import to_rgb
+
+        start = time.perf_counter()
+        image = to_rgb(name, index)
+        inputs = self.processor(image, return_tensors="pt", **({} if self.mode is None else {"mode": self.mode}))
+        device = self.model.device
+        on_device = {key: inputs[key].to(device) for key in inputs if key.startswith("pixel_values")}
+        with torch.inference_mode():
+            outputs = self.model(**on_device, patches_grid=inputs["patches_grid"].tolist())
+        outputs.vision_tokens[0].cpu()  # Waits for the device.
+        stride = self.model.config.sam_config.total_stride
+        return _Encoding(name, image.size, inputs, outputs, stride, time.perf_counter() - start)
+
+
+@dataclass
+class _Results:
+    """What the command prints and writes in the end.
+
+    Args:
+        table: one row per image.
+        tensors, metadata: content of the file of features.
+        pictures: drawings, and the files that they go to.
+    """
+
+    table: Table
+    tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=lambda: {"format": "pt"})
+    pictures: "list[tuple[Path, Image.Image]]" = field(default_factory=list)
+
+    def add_row(self, encoding: _Encoding) -> None:
+        name, (width, height), (columns, rows) = encoding.name, encoding.size, encoding.tile_grid
+        self.table.add_row(
+            Path(name).name if len(name) < 256 else name[:40] + "...",
+            f"{width} x {height}",
+            f"{columns} x {rows}" if (columns, rows) != (1, 1) else "-",
+            str(len(encoding.outputs.vision_tokens[0])),
+            f"{encoding.seconds:.2f}",
+        )
+
+    def add_features(self, index: int, encoding: _Encoding, facts: dict[str, Any]) -> None:
+        (outputs,) = take_outputs(encoding.outputs, encoding.inputs["num_local_patches"].tolist(), list(OUTPUTS))
+        for name, tensor in outputs.items():
+            self.tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous().clone()  # Files take no views.
+        width, height = encoding.size
+        self.metadata[str(index)] = json.dumps(
+            {
+                "image": encoding.name,
+                "width": width,
+                "height": height,
+                "view_grid": encoding.view_grid,
+                "tile_grid": encoding.tile_grid,
+                **facts,
+            }
+        )
+
+    def write_features(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        with replaced_file(path) as temporary:
+            save_file(self.tensors, temporary, self.metadata)
+
+    def write_pictures(self, on_written: Callable[[Path], None]) -> None:
+        for path, drawing in self.pictures:
+            with replaced_file(path) as temporary:
+                drawing.save(temporary)
+            on_written(path)
+
+
+def _to_image(pixel_values: "torch.Tensor", processor: Any) -> "Image.Image":
+    """Turn normalised values `(3, height, width)` back into the image that the encoder saw."""
+    from PIL import Image
+
+    return Image.fromarray(processor.denormalize_pixels(pixel_values).permute(1, 2, 0).cpu().numpy())
+
+
+def _draw(encoding: _Encoding, processor: Any) -> "Image.Image":
+    """Draw the views of an image beside their features."""
+    from ..processing.visualization import draw_encoding, stitch_tiles
+
+    inputs, outputs = encoding.inputs, encoding.outputs
+    columns, rows = encoding.view_grid
     view = _to_image(inputs["pixel_values"][0], processor)
+    # (1, rows * columns, dim) -> (rows, columns, dim)
     features = outputs.last_hidden_state[0].unflatten(0, (rows, columns))
     if outputs.local_last_hidden_state is None:
         return draw_encoding(view, features)
-    tiles = inputs["pixel_values_local"].permute(0, 2, 3, 1)
-    mosaic = _to_image(stitch_tiles(tiles, tile_grid).permute(2, 0, 1), processor)
+    # (tiles, 3, tile_size, tile_size) -> (3, mosaic_height, mosaic_width)
+    mosaic = stitch_tiles(inputs["pixel_values_local"].permute(0, 2, 3, 1), encoding.tile_grid).permute(2, 0, 1)
     side = round(outputs.local_last_hidden_state.shape[1] ** 0.5)
-    local = stitch_tiles(outputs.local_last_hidden_state.unflatten(1, (side, side)), tile_grid)
-    return draw_encoding(view, features, mosaic, local, tile_grid)
+    # (tiles, side * side, dim) -> (mosaic_rows, mosaic_columns, dim)
+    local = stitch_tiles(outputs.local_last_hidden_state.unflatten(1, (side, side)), encoding.tile_grid)
+    return draw_encoding(view, features, _to_image(mosaic, processor), local, encoding.tile_grid)
+
+
+def _encode_all(encoder: _Encoder, images: list[str], errors: Console) -> Iterator[tuple[int, _Encoding | None]]:
+    """Yield each position and its encoding, or None for an image that cannot be used, which is reported."""
+    with Progress(console=errors, transient=True, disable=len(images) < 2 or not errors.is_terminal) as progress:
+        for index, name in enumerate(progress.track(images, description="Encoding")):
+            encoding = None
+            try:
+                encoding = encoder.encode(name, index)
+            except (ValueError, OSError) as error:
+                errors.print(f"Error: {one_line(error)}", style="red", soft_wrap=True)
+            yield index, encoding
 
 
 def encode(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.", show_default=False)],
     model: ModelOption = None,
-    mode: Annotated[Mode | None, typer.Option(help="Resolution. Default: the model's own, else base.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights; auto keeps the checkpoint's.")] = Dtype.auto,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write features to FILE.safetensors.")] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="Resolution mode. Default: the mode of the model's image processor.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device to compute on: cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")
+    ] = Dtype.auto,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the features to FILE.safetensors.")
+    ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw what the encoder saw to FILE.png (FILE-0.png, FILE-1.png, ... for several images)."),
+        typer.Option(help="Draw what the encoder sees to FILE.png (FILE-0.png, FILE-1.png, ... for several images)."),
     ] = None,
     revision: RevisionOption = None,
     full_download: FullDownloadOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Turn images into vision tokens.
+    """Turn images into features: a pooled vector, fused tokens and vision tokens.
 
-    Prints a table. FILE.safetensors holds, for the image at position I, `I.vision_tokens`, `I.last_hidden_state` and
-    `I.pooler_output` (with tiles `I.local_last_hidden_state`), and as metadata under `I` its name, size and grids.
+    Prints a table. FILE.safetensors holds, for the image at position I, `I.pooled`, `I.tokens` (the fused tokens of
+    the global view, then those of each tile) and `I.vision_tokens`, and in its metadata under `I` the name, size and
+    grids of the image as JSON.
     """
     console, errors = make_console(), make_console(stderr=True)
     check_target(output, "--output", (".safetensors",))
     check_target(picture, "--picture", (".png",))
     target_device = pick_device(device)
-    if model is None:
-        errors.print(DEMO_NOTICE, style="yellow", soft_wrap=True)
-    source = None if model is None else Source(model, trust_remote_code, revision, full_download)
-    encoder = load_model(source, dtype, target_device)
-    processor = load_processor(source)
-    fields: dict[str, Any] = {} if mode is None else {"mode": mode.value}
-
-    table = Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False)
-    tensors: dict[str, torch.Tensor] = {}
-    metadata: dict[str, str] = {"format": "pt"}
-    pictures: list[tuple[Path, Image.Image]] = []
+    source = name_source(model, trust_remote_code, revision, full_download)
+    loaded, processor = load_model(source, dtype, target_device), load_processor(source)
+    encoder = _Encoder(loaded, processor, None if mode is None else mode.value)
+    facts = {"mode": encoder.mode or processor.mode, "model": model}
+    results = _Results(Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False))
     failures = 0
-    with Progress(console=errors, transient=True, disable=len(images) < 2 or not errors.is_terminal) as progress:
-        for index, name in enumerate(progress.track(images, description="Encoding")):
-            start = time.perf_counter()
-            try:
-                image = to_rgb(name, index)
-                inputs = processor(image, return_tensors="pt", **fields)
-                columns, rows = inputs["patches_grid"][0].tolist()
-                on_device = {key: inputs[key].to(target_device) for key in inputs if key.startswith("pixel_values")}
-                with torch.inference_mode():
-                    outputs = encoder(**on_device, patches_grid=[(columns, rows)])
-            except (ValueError, OSError) as error:
-                errors.print(f"Error: {one_line(error)}", style="red", soft_wrap=True)
-                failures += 1
-                continue
-            tokens = outputs.vision_tokens[0].cpu()
-            seconds = time.perf_counter() - start
-            tiles = int(inputs["num_local_patches"][0])
-            table.add_row(
-                Path(name).name if len(name) < 256 else name[:40] + "...",
-                f"{image.width} x {image.height}",
-                f"{columns} x {rows}" if tiles else "-",
-                str(len(tokens)),
-                f"{seconds:.2f}",
-            )
-            stride = encoder.config.sam_config.total_stride
-            height, width = inputs["pixel_values"].shape[2:]
-            view_grid = (-(-width // stride), -(-height // stride))
-            if output is not None:
-                tensors |= _collect(index, outputs)
-                metadata[str(index)] = json.dumps(
-                    {
-                        "image": name,
-                        "width": image.width,
-                        "height": image.height,
-                        "view_grid": view_grid,
-                        "tile_grid": (columns, rows),
-                        "mode": mode.value if mode is not None else processor.mode,
-                        "model": model,
-                    }
-                )
-            if picture is not None:
-                path = picture if len(images) == 1 else picture.with_stem(f"{picture.stem}-{index}")
-                pictures.append((path, _draw(inputs, outputs, processor, view_grid, (columns, rows))))
-
-    if table.row_count:
-        console.print(table)
-    if tensors and output is not None:
-        with written_whole(output) as temporary:
-            save_file(tensors, temporary, metadata)
+    for index, encoding in _encode_all(encoder, images, errors):
+        if encoding is None:
+            failures += 1
+            continue
+        results.add_row(encoding)
+        if output is not None:
+            results.add_features(index, encoding, facts)
+        if picture is not None:
+            path = picture if len(images) == 1 else picture.with_stem(f"{picture.stem}-{index}")
+            results.pictures.append((path, _draw(encoding, processor)))
+    if results.table.row_count:
+        console.print(results.table)
+    if results.tensors and output is not None:
+        results.write_features(output)
         console.print(f"Features: {output}", soft_wrap=True)
-    for path, drawing in pictures:
-        with written_whole(path) as temporary:
-            drawing.save(temporary)
-        console.print(f"Picture: {path}", soft_wrap=True)
+    results.write_pictures(lambda path: console.print(f"Picture: {path}", soft_wrap=True))
     if failures:
         raise typer.Exit(2)
-
-
-def _collect(index: int, outputs: Any) -> dict[str, torch.Tensor]:
-    """Return what is written of one image, in memory of its own."""
-    found = {
-        "vision_tokens": outputs.vision_tokens[0],
-        "last_hidden_state": outputs.last_hidden_state[0],
-        "pooler_output": outputs.pooler_output[0],
-        "local_last_hidden_state": outputs.local_last_hidden_state,
-    }
-    return {
-        f"{index}.{name}": tensor.detach().cpu().contiguous().clone()
-        for name, tensor in found.items()
-        if tensor is not None
-    }

@@ -6,66 +6,81 @@ from typing import Annotated, Any
 
 import typer
 
-from ..conversion.export import FORMATS, export_model
 from ..processing.modes import MODES
-from .common import (
-    Dtype,
-    RevisionOption,
-    Source,
-    TrustOption,
-    UserError,
-    check_target,
-    load_any_model,
-    make_console,
-    one_line,
-)
+from .errors import UserError, reported_as
+from .files import check_target
+from .models import Source, load_any_model
+from .options import Dtype, RevisionOption, TrustOption
+from .terminal import make_console
 
 __all__ = ["export"]
 
-Format = Enum("Format", {name: name for name in FORMATS}, type=str)  # type: ignore[misc]
 SIDES = {name: fields["size"]["height"] for name, fields in MODES.items() if not fields["crop_to_patches"]}
 ViewMode = Enum("ViewMode", {name: name for name in SIDES}, type=str)  # type: ignore[misc]
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder or a Hub id; an original, too.")],
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.onnx or FILE.pt2.")],
-    format: Annotated[Format | None, typer.Option(help="Default: what FILE ends in.", show_default=False)] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a model of this package, or of an original.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: FILE.onnx or FILE.pt2.")],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[onnx|torch]",
+            help="Format of the graph. Default: the one that the suffix of FILE stands for.",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[
         ViewMode | None,
-        typer.Option(help="Of the pages. Default: base. gundam is two graphs: base, and small for the tiles."),
+        typer.Option(
+            help="Resolution mode of the pages. Default: base. For gundam export two graphs: base for the global view "
+            "and small for the tiles.",
+            show_default=False,
+        ),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the pages in pixels, instead of a mode.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the pages in pixels, instead of a mode.", show_default=False)
+    ] = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Export a model to ONNX or with torch.export, for pages of one size and batches of any.
+    """Export a model to ONNX or with torch.export, for pages of one size and batches of any size.
 
-    The graph is compared with the model, and written only if they agree. What it takes and gives is in its metadata.
-    FILE.onnx has its weights beside it, in FILE.onnx.data.
+    The graph is compared with the model, and is written only if the two agree. Its metadata describe its inputs and
+    outputs. The weights of FILE.onnx lie beside it, in FILE.onnx.data.
     """
-    suffixes = tuple(FORMATS.values()) if format is None else (FORMATS[format.value],)
-    check_target(output, "FILE", suffixes)
+    from ..conversion.export import export_model
+
+    chosen = _choose_format(output, format)
     if mode is not None and size is not None:
         raise UserError("export takes --mode or --size, not both.")
-    chosen = next(name for name, suffix in FORMATS.items() if suffix == output.suffix.lower())
     loaded: Any = load_any_model(Source(model, trust_remote_code, revision), Dtype.float32)
-    if mode is not None and loaded.config.model_type == "deepencoder_clip_vision":
-        raise UserError("--mode is for pages; a tower has its own size, or --size.")
-    side = size
-    if side is None:
-        side = (
-            loaded.config.image_size
-            if loaded.config.model_type == "deepencoder_clip_vision"
-            else SIDES[mode.value if mode else "base"]
-        )
-    try:
+    side = _choose_side(loaded.config, mode) if size is None else size
+    with reported_as(f"{model!r} cannot be exported", ImportError, OSError, ValueError):
         facts = export_model(loaded, output, side, chosen)
-    except (ImportError, OSError, ValueError) as error:
-        raise UserError(f"{model!r} cannot be exported: {one_line(error)}") from error
     difference = facts["max_difference"]
     checked = "not compared: onnxruntime is missing" if difference is None else f"differs by at most {difference:.1e}"
-    console = make_console()
-    console.print(
+    make_console().print(
         f"{output}: {loaded.config.model_type}, {side} x {side} pixels, any batch; {checked}", soft_wrap=True
     )
+
+
+def _choose_format(output: Path, format: str | None) -> str:
+    """Return the format that the suffix of `output` stands for; the suffix must be that of `format`, where given."""
+    from ..conversion.export import FORMATS
+
+    if format is not None and format not in FORMATS:
+        raise UserError(f"--format must be {' or '.join(FORMATS)}, got {format!r}.")
+    check_target(output, "FILE", tuple(FORMATS.values()) if format is None else (FORMATS[format],))
+    return next(name for name, suffix in FORMATS.items() if suffix == output.suffix.lower())
+
+
+def _choose_side(config: Any, mode: ViewMode | None) -> int:
+    """Return the side of a mode's pages in pixels; for a CLIP or ViT tower, which has no modes, its own size."""
+    if config.model_type != "deepencoder_clip_vision":
+        return SIDES["base" if mode is None else mode.value]
+    if mode is not None:
+        raise UserError("--mode is for pages; a tower has its own size, or --size.")
+    return int(config.image_size)

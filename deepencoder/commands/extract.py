@@ -24,22 +24,10 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..extraction import batches, extraction, features, shards
 from ..extraction.workers import PAGE_TIMEOUT
-from .common import (
-    DEMO_NOTICE,
-    Dtype,
-    FullDownloadOption,
-    Mode,
-    ModelOption,
-    RevisionOption,
-    Source,
-    TrustOption,
-    UserError,
-    load_model,
-    load_processor,
-    make_console,
-    one_line,
-    pick_device,
-)
+from .errors import UserError, one_line
+from .models import DEMO_NOTICE, Source, load_model, load_processor, pick_device
+from .options import Dtype, FullDownloadOption, Mode, ModelOption, RevisionOption, TrustOption
+from .terminal import make_console
 
 __all__ = ["extract"]
 

@@ -1,0 +1,214 @@
+"""How models are named on the command line, and how they are loaded.
+
+Unusual: a model may be a checkpoint of other code, which is converted while it is loaded. Without a name, a tiny model
+with fixed random weights stands in, so that every command can be tried at once.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, reported_as
+from .options import Dtype
+from .terminal import print_warning
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DEMO_NOTICE",
+    "Source",
+    "load_any_model",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "name_source",
+    "pick_device",
+]
+
+DEMO_NOTICE = "No --model given: using a tiny demo model with fixed random weights. Its features mean nothing."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is, and how to reach it.
+
+    Args:
+        model: a folder, a file or a Hub id.
+        trust_remote_code: allow Python code from the model's repository to run.
+        revision: branch, tag or commit of a model on the Hub.
+        full_download: download the whole files of an original, not only the encoder's tensors.
+    """
+
+    model: str
+    trust_remote_code: bool = False
+    revision: str | None = None
+    full_download: bool = False
+
+    def find(self, name: str) -> str | None:
+        """Return the path of a file of the model, downloaded if need be, or None if the model has no such file."""
+        from transformers.utils import cached_file
+
+        found = cached_file(self.model, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else str(found)
+
+    @property
+    def is_original(self) -> bool:
+        """Whether this is a checkpoint of other code, according to its configuration."""
+        if os.path.isfile(self.model):
+            return True
+        with reported_as(f"{self.model!r} cannot be loaded", OSError, ValueError):
+            path = self.find("config.json")
+            if path is None:
+                return True
+            fields = json.loads(Path(path).read_bytes())
+        return not (isinstance(fields, dict) and str(fields.get("model_type")).startswith("deepencoder"))
+
+    @property
+    def original_options(self) -> dict[str, Any]:
+        """The keyword arguments for reading a checkpoint of other code."""
+        return {"revision": self.revision, "full_download": self.full_download}
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The keyword arguments for loading a model of this package."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def name_source(
+    model: str | None, trust_remote_code: bool, revision: str | None, full_download: bool, notice: bool = True
+) -> Source | None:
+    """Return the source that the options of a command name.
+
+    Without `--model` this is None, which stands for the demo model; unless `notice` is off, a notice says so.
+    """
+    if model is not None:
+        return Source(model, trust_remote_code, revision, full_download)
+    if notice:
+        print_warning(DEMO_NOTICE)
+    return None
+
+
+def pick_device(device: str | None) -> "torch.device":
+    """Return a device that was checked to work; by default an accelerator if there is one, else the CPU."""
+    import torch
+
+    if device is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    with reported_as(f"--device {device!r} cannot be used here", RuntimeError, AssertionError, NotImplementedError):
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).cpu()
+    return chosen
+
+
+def load_model(source: Source | None, dtype: Dtype, device: "torch.device") -> Any:
+    """Load a [`DeepEncoder`], ready for inference on a device; the demo model for None."""
+    model = _load_deepencoder(source, dtype).to(device).eval()
+    if dtype is Dtype.auto and device.type == "cpu" and _is_slow_here(model.dtype):
+        print_warning(
+            f"This processor has no units for the model's {str(model.dtype).removeprefix('torch.')}: "
+            "float32 (--dtype of encode, --model-dtype of extract) is several times faster."
+        )
+    return model
+
+
+def _is_slow_here(dtype: "torch.dtype") -> bool:
+    """Whether this processor is known to lack fast matrix units for a 16-bit dtype; see `benchmarks/precision.py`."""
+    import torch
+
+    wanted = {torch.bfloat16: {"amx_bf16"}, torch.float16: {"amx_fp16", "avx512_fp16"}}.get(dtype)
+    # Older versions of torch lack this function.
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return wanted is not None and found.get("architecture") == "x86_64" and not any(map(found.get, wanted))
+
+
+def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:
+    if source is None:
+        return _make_demo_model(dtype)
+    if source.is_original:
+        return _load_original_deepencoder(source, dtype)
+    model_type = load_config(source).model_type
+    if model_type != "deepencoder":
+        raise UserError(f"--model {source.model!r} is a {model_type!r}; this command needs a 'deepencoder'.")
+    return _load_own(source, dtype)
+
+
+def _make_demo_model(dtype: Dtype) -> Any:
+    import torch
+
+    from .. import DeepEncoder, DeepEncoderConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        demo = DeepEncoder(DeepEncoderConfig.tiny())
+    return demo if dtype is Dtype.auto else demo.to(getattr(torch, dtype.value))
+
+
+def _load_original_deepencoder(source: Source, dtype: Dtype) -> Any:
+    from .. import DeepEncoder
+    from ..conversion.from_original import load_original_with_report
+
+    with reported_as(f"--model {source.model!r} cannot be loaded", OSError, ValueError):
+        loaded, report = load_original_with_report(
+            DeepEncoder, source.model, dtype=dtype.value, **source.original_options
+        )
+    if report.initialized:
+        raise UserError(f"--model {source.model!r} has no tensors for {', '.join(report.initialized)}.")
+    return loaded
+
+
+def load_any_model(source: Source, dtype: Dtype) -> Any:
+    """Load a model of any class of this package."""
+    from ..conversion.from_original import load_original
+
+    if not source.is_original:
+        return _load_own(source, dtype)
+    with reported_as(f"{source.model!r} cannot be loaded", OSError, ValueError):
+        return load_original(None, source.model, dtype=dtype.value, **source.original_options)
+
+
+def _load_own(source: Source, dtype: Dtype) -> Any:
+    from transformers import AutoModel
+
+    with reported_as(f"--model {source.model!r} cannot be loaded", Exception):  # Damaged files raise anything.
+        loaded, facts = AutoModel.from_pretrained(
+            source.model, dtype=dtype.value, output_loading_info=True, **source.own_options
+        )
+    missing = sorted(facts["missing_keys"])
+    if missing:
+        raise UserError(f"--model {source.model!r} lacks {len(missing)} tensors: {', '.join(missing[:3])}.")
+    return loaded
+
+
+def load_config(source: Source) -> Any:
+    """Load the configuration of a model of this package."""
+    from transformers import AutoConfig
+
+    with reported_as(f"{source.model!r} cannot be loaded", Exception):  # Damaged files raise anything.
+        return AutoConfig.from_pretrained(source.model, **source.own_options)
+
+
+def load_processor(source: Source | None) -> Any:
+    """Load the model's own image processor; one with the default fields if the model comes without."""
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.utils import IMAGE_PROCESSOR_NAME
+
+    from .. import DeepEncoderImageProcessor
+
+    if source is None:
+        return DeepEncoderImageProcessor()
+    with reported_as(f"The image processor of {source.model!r} cannot be loaded", Exception):
+        if source.is_original:
+            return DeepEncoderImageProcessor.from_original(source.model, **source.original_options)
+        if source.find(IMAGE_PROCESSOR_NAME) is None:
+            return DeepEncoderImageProcessor()
+        processor = AutoImageProcessor.from_pretrained(source.model, **source.own_options)
+    # Compared by name, since code that comes with a model defines a class of its own.
+    if type(processor).__name__ != DeepEncoderImageProcessor.__name__:
+        raise UserError(
+            f"The image processor of {source.model!r} is a {type(processor).__name__}, which makes no tiles."
+        )
+    return processor

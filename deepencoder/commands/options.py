@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ..processing.modes import MODES
+
+__all__ = ["Dtype", "FullDownloadOption", "Mode", "ModelOption", "RevisionOption", "TrustOption"]
+
+Mode = Enum("Mode", {name: name for name in MODES}, type=str)  # type: ignore[misc]
+
+
+class Dtype(str, Enum):
+    """Dtype of a model's weights; `auto` keeps the dtype of the checkpoint."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder or Hub id of a model: one of this package, or an original such as deepseek-ai/DeepSeek-OCR. "
+        "Default: a tiny demo model with random weights.",
+        show_default=False,
+    ),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+FullDownloadOption = Annotated[
+    bool,
+    typer.Option("--full-download", help="Download the whole files of an original, not only the encoder's tensors."),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Allow Python code from the model's repository to run.")
+]
