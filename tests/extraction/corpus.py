@@ -1,7 +1,8 @@
-"""Real files of every kind that a corpus is made of."""
+"""Writes the sources of a corpus: real files of every kind, and a tiny model for them."""
 
 import io
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pyarrow.parquet
 from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
+from deepencoder.extraction.pages import Page, load_page
 
 from ..conftest import randomize
 
 
 def save_model(folder: Path, side: int = 128, **fields: object) -> Path:
-    """A tiny model whose views are 128 pixels wide: 2 x 2 tokens, and 1 a tile."""
+    """Save a tiny model. By default a view is 128 pixels wide and gives 2 x 2 tokens; a tile gives one."""
     randomize(DeepEncoder(DeepEncoderConfig.tiny())).save_pretrained(folder)
     size = {"height": side, "width": side}
     DeepEncoderImageProcessor(size=size, **({"tile_size": 64} | fields)).save_pretrained(folder)
@@ -23,15 +25,21 @@ def save_model(folder: Path, side: int = 128, **fields: object) -> Path:
 
 
 def picture(seed: int, size: tuple[int, int] = (90, 120)) -> Image.Image:
-    """An image unlike any other."""
+    """Return an image that differs from those of all other seeds."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size)
 
 
 def encoded(seed: int) -> bytes:
+    """Return [`picture`] as a PNG file."""
     buffer = io.BytesIO()
     picture(seed).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def same(page: Page, image: Image.Image) -> bool:
+    """Whether a page decodes to exactly this image."""
+    return np.array_equal(np.asarray(load_page(page)), np.asarray(image.convert("RGB")))
 
 
 def write_pictures(folder: Path, count: int) -> Path:
@@ -48,7 +56,7 @@ def write_pdf(path: Path, count: int) -> Path:
 
 
 def write_encrypted_pdf(path: Path) -> Path:
-    """A PDF whose password is unknown to everyone: the standard handler, with keys that no password gives."""
+    """Write a PDF that no password opens: the standard security handler with keys that match no password."""
     objects = [
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
@@ -72,7 +80,7 @@ def write_encrypted_pdf(path: Path) -> Path:
 
 
 def write_huge_pdf(path: Path) -> Path:
-    """A page of 14,400 x 14,400 points."""
+    """Write a PDF with one page of 14,400 x 14,400 points."""
     picture(0, (10, 10)).save(path, resolution=10 * 72 / 14400)
     return path
 
@@ -101,7 +109,7 @@ def write_tar(path: Path, count: int, mode: str = "w") -> Path:
 
 
 def write_bad_pages(folder: Path) -> dict[str, str]:
-    """Files that are no pages, and a word of each one's reason."""
+    """Write files that are not pages. Returns for each name some words of the reason that is reported."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corrupt.png").write_bytes(b"nonsense")
     (folder / "empty.jpg").write_bytes(b"")
@@ -118,8 +126,6 @@ def write_bad_pages(folder: Path) -> dict[str, str]:
     Image.new("1", (16, 16)).save(bomb, "PNG")
     header = bytearray(bomb.getvalue())
     header[16:24] = (100_000).to_bytes(4, "big") * 2
-    import zlib
-
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(bytes(header))
     gif = bytearray(b"GIF89a\0\0\0\0\0\0\0;")
