@@ -20,13 +20,11 @@ from ..configuration.deepencoder import DeepEncoderConfig
 from .base import DeepEncoderPreTrainedModel
 from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
 from .inputs import check_pixel_values
+from .memory_budgets import MEMORY_BUDGETS
 from .sam_encoder import SamEncoder
+from .vision_tokens import lay_out_vision_tokens, read_tile_grids
 
-__all__ = ["DeepEncoder", "DeepEncoderOutput", "lay_out_vision_tokens"]
-
-# Patches that run together in inference: 16 pages of 1024 pixels or 40 tiles of 640, which fill a large GPU. They hold
-# about 2 GB in half precision, whatever the batch.
-POSITIONS_AT_ONCE = 2**16
+__all__ = ["DeepEncoder", "DeepEncoderOutput"]
 
 
 @dataclass
@@ -49,86 +47,6 @@ class DeepEncoderOutput(BaseModelOutputWithPooling):
     local_last_hidden_state: torch.Tensor | None = None
     local_hidden_states: tuple[torch.Tensor, ...] | None = None
     local_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def lay_out_vision_tokens(
-    view: torch.Tensor,
-    tiles: torch.Tensor | None,
-    tile_grid: tuple[int, int],
-    newline: torch.Tensor,
-    separator: torch.Tensor,
-) -> torch.Tensor:
-    """Lay the tokens of one image out in the order in which DeepSeek-OCR reads them.
-
-    Args:
-        view (`torch.Tensor` of shape `(height, width, dim)`): tokens of the global view.
-        tiles (`torch.Tensor` of shape `(columns * rows, h, w, dim)`, *optional*): tokens of the tiles, row-major.
-        tile_grid (`tuple[int, int]`): columns and rows of tiles.
-        newline (`torch.Tensor` of shape `(dim,)`): follows each row of the mosaic and of the global view.
-        separator (`torch.Tensor` of shape `(dim,)`): ends the image.
-
-    Returns:
-        `torch.Tensor` of shape `(L, dim)`: the tiles' mosaic, the global view, the separator.
-    """
-    dim = view.shape[-1]
-    parts = [view]
-    if tiles is not None:
-        columns, rows = tile_grid
-        height, width = tiles.shape[1:3]
-        mosaic = tiles.reshape(rows, columns, height, width, dim).transpose(1, 2)
-        # (rows, height, columns, width, dim) -> (rows * height, columns * width, dim)
-        parts.insert(0, mosaic.reshape(rows * height, columns * width, dim))
-    sequence = []
-    for part in parts:
-        with_newlines = torch.cat([part, newline.expand(part.shape[0], 1, dim)], dim=1)
-        sequence.append(with_newlines.reshape(-1, dim))
-    sequence.append(separator.reshape(1, dim))
-    return torch.cat(sequence)
-
-
-def read_tile_grids(
-    batch_size: int,
-    num_tiles: int,
-    patches_grid: torch.Tensor | Sequence[Sequence[int]] | None,
-    num_local_patches: torch.Tensor | Sequence[int] | None,
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """Check the description of a batch's tiles, and return each image's `(columns, rows)` and number of tiles.
-
-    An image has tiles if its grid has more than one cell, or if `num_local_patches` says that its one cell is a tile.
-
-    Raises:
-        `ValueError`: `patches_grid` is missing, of another length than the batch, not positive, or does not agree with
-            `num_local_patches` or with the number of tiles.
-    """
-    if patches_grid is None:
-        raise ValueError(f"patches_grid is required with pixel_values_local ({num_tiles} tiles), got None.")
-    cells: Any = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else patches_grid
-    try:
-        grids = [(int(columns), int(rows)) for columns, rows in cells]
-    except (TypeError, ValueError):
-        grids = []
-    if len(grids) != batch_size:
-        raise ValueError(f"patches_grid must hold {batch_size} pairs (columns, rows), one an image, got {cells}.")
-    if any(min(grid) < 1 or grid != tuple(cell) for grid, cell in zip(grids, cells, strict=True)):
-        raise ValueError(f"patches_grid must hold positive integers, got {cells}.")
-    counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
-    if isinstance(num_local_patches, torch.Tensor) and torch.compiler.is_compiling():
-        num_local_patches = None  # a check only, and numbers in a tensor would break the graph
-    if num_local_patches is not None:
-        given = num_local_patches.tolist() if isinstance(num_local_patches, torch.Tensor) else list(num_local_patches)
-        if len(given) != batch_size:
-            raise ValueError(f"num_local_patches must hold {batch_size} numbers, one an image, got {given}.")
-        for index, (count, tiles, grid) in enumerate(zip(counts, given, grids, strict=True)):
-            if tiles != count and not (grid == (1, 1) and tiles == 1):
-                raise ValueError(
-                    f"num_local_patches[{index}] must be {count} for patches_grid[{index}]={grid}, got {tiles}."
-                )
-        counts = [int(tiles) for tiles in given]
-    if sum(counts) != num_tiles:
-        raise ValueError(
-            f"pixel_values_local must hold {sum(counts)} tiles for patches_grid={cells}, got {num_tiles}."
-        )
-    return grids, counts
 
 
 EncodedViews = tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]
@@ -178,6 +96,7 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embedding"
+    memory_budgets = MEMORY_BUDGETS
 
     def __init__(self, config: DeepEncoderConfig) -> None:
         super().__init__(config)
@@ -223,7 +142,8 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         """
         patch_size = self.config.sam_config.patch_size
         positions = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
-        views = max(1, POSITIONS_AT_ONCE // positions)
+        bytes_per_view = positions * self.config.sam_config.hidden_size * self.dtype.itemsize
+        views = max(1, self.memory_budgets.views // bytes_per_view)
         is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not (is_graph or torch.is_grad_enabled()) and pixel_values.shape[0] > views:
             return join_views([self.encode_view(part, **kwargs) for part in pixel_values.split(views)])

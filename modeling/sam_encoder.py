@@ -1,12 +1,11 @@
 """The SAM encoder: a ViT with windowed and global attention, SAM's neck and a convolutional compressor.
 
 Unusual: windows are padded **behind** the first norm and padded positions are not masked. They are keys and values
-like any other, equal to the bias of the qkv projection, so the projection runs on real positions only.
+like any other and equal the bias of the `qkv` projection, so the projection runs on real positions and on one zero.
+On a CPU in inference, layers run in strips: `cpu_execution.py`.
 """
 
-import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,27 +19,20 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.sam_encoder import SamEncoderConfig
-from .attention import Windows, cut_windows, get_relative_position_attention, group_windows
+from .attention import AttentionInputs
+from .attention_schedules import attend
 from .base import DeepEncoderPreTrainedModel
+from .cpu_execution import run_layer_in_strips, runs_in_strips
 from .inputs import check_pixel_values
+from .memory_budgets import MEMORY_BUDGETS
 from .positions import PositionTableCache, relative_positions, resize_position_grid
+from .windows import WindowCache, Windows
 
 __all__ = ["SamEncoder"]
 
 
-# Positions in float32 that go through a block together on a CPU: what is made of them stays in the processor's cache,
-# and below the 32 MB from which the C library gives memory back after each use. Of half the bytes, twice as many.
-ATTENTION_TOKENS = 2048
-FEED_FORWARD_TOKENS = 1024
-
-
-def tokens_together(tokens: int, hidden_states: torch.Tensor) -> int:
-    """How many positions of this dtype take the memory of `tokens` in float32."""
-    return tokens * 4 // hidden_states.element_size()
-
-
 class SamEncoderEmbeddings(nn.Module):
-    """Patches and their absolute positions: `(batch, channels, H, W)` -> `(batch, H / patch, W / patch, hidden)`."""
+    """Patches plus their absolute positions: `(batch, channels, H, W)` -> `(batch, H / 16, W / 16, hidden)`."""
 
     def __init__(self, config: SamEncoderConfig) -> None:
         super().__init__()
@@ -55,8 +47,8 @@ class SamEncoderEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         check_pixel_values(pixel_values, "pixel_values", self.num_channels, self.patch_size)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        # (batch, hidden, height, width) -> (batch, height, width, hidden). In memory, too: sums keep the strides of
-        # their terms, and each norm of each block would make a copy.
+        # (batch, hidden, height, width) -> (batch, height, width, hidden). Contiguous, because sums keep the strides
+        # of their terms, and otherwise every norm of every layer would copy its input.
         patches = patches.permute(0, 2, 3, 1).contiguous()
         grid = (patches.shape[1], patches.shape[2])
         return patches + self.position_tables.get(
@@ -65,7 +57,9 @@ class SamEncoderEmbeddings(nn.Module):
 
 
 class SamEncoderAttention(nn.Module):
-    """Self-attention of a feature map, in windows of `window_size` or, where that is 0, over the whole map."""
+    """Self-attention with relative positions, in windows of `window_size` or, where that is 0, over the whole map."""
+
+    memory_budgets = MEMORY_BUDGETS
 
     def __init__(self, config: SamEncoderConfig, window_size: int) -> None:
         super().__init__()
@@ -82,100 +76,79 @@ class SamEncoderAttention(nn.Module):
         self.position_tables = PositionTableCache(max_entries=16)
 
     def relative_positions(self, parameter: torch.Tensor, axis: str, size: int) -> torch.Tensor:
+        """Return the relative positions of an axis with `size` positions, `(size, size, head_dim)`."""
         return self.position_tables.get(parameter, (axis, size), lambda table: relative_positions(table, size))
 
-    def works_in_pieces(self, hidden_states: torch.Tensor) -> bool:
-        """Whether to run on some rows at a time, whose intermediate results stay in the processor's cache.
-
-        On a CPU, in inference, and where each module may run several times: `eager` returns whole attention weights,
-        weights that are offloaded would be loaded for each piece, and a graph for any batch has no pieces of it.
-        """
-        return (
-            hidden_states.device.type == "cpu"
-            and self.config._attn_implementation == "sdpa"
-            and not (torch.is_grad_enabled() or torch.jit.is_tracing())
-            and isinstance(hidden_states.shape[0], int)
-            and not self.qkv.weight.is_meta
-        )
-
     def split_heads(self, features: torch.Tensor, length: int) -> tuple[torch.Tensor, ...]:
-        """`(batch, n * length, parts * hidden)` -> parts x `(batch * n, heads, length, head_dim)`."""
+        """`(batch, n * length, parts * hidden)` -> one `(batch * n, heads, length, head_dim)` for each part."""
         features = features.unflatten(2, (-1, self.num_heads, self.head_dim)).unflatten(1, (-1, length))
+        # (batch, n, length, parts, heads, head_dim) -> (parts, batch * n, heads, length, head_dim)
         return features.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def project_in_pieces(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values, `(batch, heads, N, head_dim)` in memory as well, without all of them as one."""
-        batch, length, _ = hidden_states.shape
-        tokens = tokens_together(FEED_FORWARD_TOKENS, hidden_states)
-        step = -(-length // -(-length // tokens))  # about the same in each piece
-        if torch.compiler.is_compiling():
-            pieces = [self.split_heads(self.qkv(piece), piece.shape[1]) for piece in hidden_states.split(step, dim=1)]
-            return tuple(torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
-        whole = tuple(hidden_states.new_empty(batch, self.num_heads, length, self.head_dim) for _ in range(3))
-        for image, start in itertools.product(range(batch), range(0, length, step)):
-            piece = hidden_states[image : image + 1, start : start + step]
-            for tensor, part in zip(whole, self.split_heads(self.qkv(piece), piece.shape[1]), strict=True):
-                tensor[image : image + 1, :, start : start + step] = part
-        return whole
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(batch, N, hidden)` -> queries, keys and values, each `(batch, heads, N, head_dim)`."""
+        return self.split_heads(self.qkv(hidden_states), hidden_states.shape[1])
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_grid: tuple[int, int],
+        query_grid: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from the first `size` rows and columns to all of a grid: `(batch, N, heads, head_dim)`, weights."""
-        function = get_relative_position_attention(self.config._attn_implementation)
-        return function(
-            self,
+        """Attend from the top left `query_grid` of a map or window to all of it; see [`AttentionInputs`]."""
+        inputs = AttentionInputs(
             query,
             key,
             value,
-            self.relative_positions(self.rel_pos_h, "height", grid[0]).to(query.dtype)[: size[0]],
-            self.relative_positions(self.rel_pos_w, "width", grid[1]).to(query.dtype)[: size[1]],
+            self.relative_positions(self.rel_pos_h, "height", key_grid[0]).to(query.dtype)[: query_grid[0]],
+            self.relative_positions(self.rel_pos_w, "width", key_grid[1]).to(query.dtype)[: query_grid[1]],
             scaling=self.scaling,
-            dropout=self.config.attention_dropout,
+            dropout=self.config.attention_dropout if self.training else 0.0,
         )
+        return attend(inputs, self.config._attn_implementation, self.memory_budgets)
 
-    def attend_in_groups(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Attend in windows, without the queries of padding: `(batch, N or N + 1, hidden)` -> `(batch, N, hidden)`."""
+    def attend_in_windows(
+        self, hidden_states: torch.Tensor, windows: Windows
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(batch, N, hidden)` -> `(batch, N, hidden)` before the output projection, and the attention weights."""
         batch, _, hidden_size = hidden_states.shape
         window = (self.window_size, self.window_size)
-        groups, places = group_windows(grid, self.window_size, hidden_states.device)
+        if windows.has_padding:
+            # One zero behind the last position stands for all padding.
+            hidden_states = torch.cat([hidden_states, hidden_states.new_zeros(batch, 1, hidden_size)], dim=1)
         qkv = self.qkv(hidden_states)
-        outputs = []
-        for group in groups:
-            size = (group.rows, group.columns)
-            (query,) = self.split_heads(qkv[..., :hidden_size][:, group.queries], group.rows * group.columns)
-            key, value = self.split_heads(qkv[..., hidden_size:][:, group.keys], self.window_size**2)
-            outputs.append(self.attend(query, key, value, window, size)[0].reshape(batch, -1, hidden_size))
-        return torch.cat(outputs, dim=1)[:, places]
+        outputs, weights = [], None
+        for rows, columns, queries, keys in windows.groups:
+            (query,) = self.split_heads(qkv[:, queries, :hidden_size], rows * columns)
+            key, value = self.split_heads(qkv[:, keys, hidden_size:], self.window_size**2)
+            output, weights = self.attend(query, key, value, window, (rows, columns))
+            # (batch * windows, rows * columns, heads, head_dim) -> (batch, windows * rows * columns, hidden)
+            outputs.append(output.reshape(batch, -1, hidden_size))
+        return torch.cat(outputs, dim=1)[:, windows.places], weights
 
     def forward(
-        self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        windows: Windows | None = None,
+        project: Callable[["SamEncoderAttention", torch.Tensor], tuple[torch.Tensor, ...]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend: `(batch, height, width, hidden)` -> the same shape, and the attention weights of `"eager"`.
+
+        Args:
+            windows: how the map is cut, for windowed attention.
+            project: does what [`project`] does, in other steps, for global attention.
+        """
         batch, height, width, hidden_size = hidden_states.shape
         grid = (height, width)
-        in_pieces = self.works_in_pieces(hidden_states)
         hidden_states = hidden_states.flatten(1, 2)
-        if self.window_size and (height % self.window_size or width % self.window_size):
-            # One zero, projected along, stands for all padding.
-            hidden_states = torch.cat([hidden_states, hidden_states.new_zeros(batch, 1, hidden_size)], dim=1)
-        weights = None
-        if not self.window_size:
-            if in_pieces:
-                query, key, value = self.project_in_pieces(hidden_states)
-            else:
-                query, key, value = self.split_heads(self.qkv(hidden_states), height * width)
-            output, weights = self.attend(query, key, value, grid, grid)
-        elif in_pieces and not torch.compiler.is_compiling():  # for each group is code of its own to compile
-            output = self.attend_in_groups(hidden_states, grid)
+        if windows is not None:
+            output, weights = self.attend_in_windows(hidden_states, windows)
         else:
-            if windows is None:
-                windows = cut_windows(grid, self.window_size, hidden_states.device)
-            window = (self.window_size, self.window_size)
-            qkv = self.qkv(hidden_states)[:, windows.positions]
-            query, key, value = self.split_heads(qkv, self.window_size**2)
-            output, weights = self.attend(query, key, value, window, window)
-            # (batch * windows, window_size ** 2, heads, head_dim) -> (batch, height * width, hidden)
-            output = output.reshape(batch, -1, hidden_size)[:, windows.places]
+            query, key, value = self.project(hidden_states) if project is None else project(self, hidden_states)
+            output, weights = self.attend(query, key, value, grid, grid)
+        # (batch, N, hidden) or (batch, N, heads, head_dim) -> (batch, height, width, hidden)
         return self.proj(output.reshape(batch, height, width, hidden_size)), weights
 
 
@@ -190,38 +163,10 @@ class SamEncoderMLP(nn.Module):
         return self.lin2(self.act(self.lin1(hidden_states)))
 
 
-def add_in_pieces(
-    function: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, tokens: int, rows_together: int = 1
-) -> torch.Tensor:
-    """Return `features + function(features)`, computed on some images, or on some rows of one image, at a time.
-
-    Args:
-        function: gives what it takes, `(images, rows, width, dim)`.
-        features (`torch.Tensor` of shape `(batch, height, width, dim)`): the input.
-        tokens (`int`): positions to have in a piece at most, if `rows_together` allow it.
-        rows_together (`int`, defaults to 1): what the rows of a piece are a multiple of.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, height, width, dim)`.
-    """
-    batch, height, width, _ = features.shape
-    images = max(1, tokens // (height * width))
-    bands = -(-height // rows_together)
-    pieces = -(-bands // max(1, tokens // (rows_together * width)))
-    rows = -(-bands // pieces) * rows_together  # about the same in each piece
-    if torch.compiler.is_compiling():  # Inductor writes what is put together in its place; of slices it makes masks
-        strips = [[strip + function(strip) for strip in part.split(rows, dim=1)] for part in features.split(images)]
-        return torch.cat([torch.cat(strip, dim=1) for strip in strips])
-    output = torch.empty_like(features)
-    for image in range(0, batch, images):
-        for row in range(0, height, rows):
-            piece = (slice(image, image + images), slice(row, row + rows))
-            torch.add(features[piece], function(features[piece]), out=output[piece])  # without a copy between
-    return output
-
-
 class SamEncoderLayer(GradientCheckpointingLayer):
     """A pre-norm block on `(batch, height, width, hidden)`."""
+
+    memory_budgets = MEMORY_BUDGETS
 
     def __init__(self, config: SamEncoderConfig, window_size: int) -> None:
         super().__init__()
@@ -231,25 +176,15 @@ class SamEncoderLayer(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SamEncoderMLP(config)
 
-    def attend(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return self.attn(self.layer_norm1(hidden_states), **kwargs)[0]
-
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.layer_norm2(hidden_states))
-
-    def forward(
-        self, hidden_states: torch.Tensor, windows: Windows | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
-        if not self.attn.works_in_pieces(hidden_states):
-            hidden_states = hidden_states + self.attend(hidden_states, windows=windows, **kwargs)
-            return hidden_states + self.feed_forward(hidden_states)
-        _, height, width, _ = hidden_states.shape
-        tokens, rows_together = tokens_together(ATTENTION_TOKENS, hidden_states), self.attn.window_size
-        if not rows_together:
-            tokens, rows_together = height * width, height
-        attended = add_in_pieces(lambda piece: self.attend(piece, **kwargs), hidden_states, tokens, rows_together)
-        tokens = tokens_together(FEED_FORWARD_TOKENS, hidden_states)
-        return add_in_pieces(self.feed_forward, attended, tokens)
+    def forward(self, hidden_states: torch.Tensor, windows: WindowCache) -> torch.Tensor:
+        if runs_in_strips(self, hidden_states):
+            return run_layer_in_strips(self, hidden_states, windows)
+        cut = None
+        if self.attn.window_size:
+            cut = windows.get((hidden_states.shape[1], hidden_states.shape[2]), hidden_states.device)
+        attended, _ = self.attn(self.layer_norm1(hidden_states), windows=cut)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
 class SamEncoderLayerNorm2d(nn.LayerNorm):
@@ -361,8 +296,7 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             `ValueError`: wrong number of dimensions or channels, or a side that is no multiple of the patch size.
         """
         hidden_states = self.embeddings(pixel_values)
-        grid = (hidden_states.shape[1], hidden_states.shape[2])
-        windows = cut_windows(grid, self.config.window_size, hidden_states.device)
+        windows = WindowCache(self.config.window_size)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, windows=windows, **kwargs)
+            hidden_states = layer(hidden_states, windows=windows)
         return BaseModelOutput(last_hidden_state=self.compressor(self.neck(hidden_states)))

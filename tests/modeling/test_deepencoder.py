@@ -10,8 +10,8 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from transformers import AutoModel
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, SamEncoder
-from deepencoder.modeling import deepencoder as deepencoder_module
-from deepencoder.modeling.deepencoder import lay_out_vision_tokens
+from deepencoder.modeling.memory_budgets import MemoryBudgets, set_memory_budgets
+from deepencoder.modeling.vision_tokens import lay_out_vision_tokens
 
 GRIDS = [(1, 1), (2, 1), (1, 2), (3, 2), (2, 3)]
 
@@ -167,13 +167,14 @@ def test_hidden_states_and_attentions_are_clips(tiny_model: DeepEncoder) -> None
 
 
 @torch.no_grad()
-def test_large_batches_run_in_parts(tiny_model: DeepEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_run_in_parts(tiny_model: DeepEncoder) -> None:
     tiny_model.set_attn_implementation("eager")
     inputs = page_inputs([(2, 1), (1, 1), (3, 2)])
     whole = tiny_model(**inputs, output_hidden_states=True, output_attentions=True)
     batches = []
     tiny_model.sam_encoder.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
-    monkeypatch.setattr(deepencoder_module, "POSITIONS_AT_ONCE", 3 * 16)
+    hidden_size = tiny_model.config.sam_config.hidden_size
+    set_memory_budgets(tiny_model, MemoryBudgets(views=3 * 16 * hidden_size * 4))
     parts = tiny_model(**inputs, output_hidden_states=True, output_attentions=True)
     assert batches == [1, 1, 1, 3, 3, 2]  # 64 patches a view, 16 a tile
     assert_same(parts, whole, atol=1e-6, rtol=1e-5)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from deepencoder import SamEncoder, SamEncoderConfig
-from deepencoder.modeling import attention, sam_encoder
+from deepencoder.modeling import attention_schedules
+from deepencoder.modeling.attention_kernels import ATTENTION_KERNELS
+from deepencoder.modeling.memory_budgets import MemoryBudgets, set_memory_budgets
 
 from ..conftest import randomize
 
@@ -58,66 +60,57 @@ def test_hidden_states_and_attentions(model: Any) -> None:
 SIZES = [(96, 96), (128, 128), (96, 192), (176, 80), (240, 256)]
 
 
-def use(path: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `sdpa` take one of its ways, and take it in many steps."""
+# Every schedule and every strip takes several steps.
+SMALL_BUDGETS = MemoryBudgets(
+    attention_strip=100 * 32 * 4,
+    feed_forward_strip=50 * 64 * 4,
+    projection_piece=50 * 96 * 4,
+    bias_block=20_000,
+    bias_block_per_thread=0,
+    large_bias_block=20_000,
+    augmented_block=20_000,
+)
+
+
+def use_kernel(name: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `sdpa` use one kernel of the table, in many steps."""
+    kernel = next(kernel for kernel in ATTENTION_KERNELS if kernel.name == name)
+    monkeypatch.setattr(attention_schedules, "choose_kernel", lambda inputs, implementation: kernel)
     model.set_attn_implementation("sdpa")
-    if path == "lengthened":
-        monkeypatch.setattr(attention, "_suits_flash", lambda query, grid: True)
-        monkeypatch.setattr(attention, "LENGTHENED_BUDGET", 5000)
-    else:
-        monkeypatch.setattr(attention, "_bias_budget", lambda query, needs_grad: 5000)
-    for name, tokens in (("ATTENTION_TOKENS", 100), ("FEED_FORWARD_TOKENS", 50)):
-        monkeypatch.setattr(sam_encoder, name, tokens)
+    set_memory_budgets(model, SMALL_BUDGETS)
 
 
-@pytest.mark.parametrize("path", ["bias", "lengthened"])
+@pytest.mark.parametrize("kernel", [kernel.name for kernel in ATTENTION_KERNELS])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
-def test_every_path_equals_eager(
-    model: Any, path: str, size: tuple[int, int], batch: int, monkeypatch: pytest.MonkeyPatch
+def test_every_kernel_equals_eager(
+    model: Any, kernel: str, size: tuple[int, int], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = torch.randn(batch, 3, *size)
     model.set_attn_implementation("eager")
     expected = model(pixels).last_hidden_state
-    use(path, model, monkeypatch)
+    use_kernel(kernel, model, monkeypatch)
     torch.testing.assert_close(model(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("path", ["bias", "lengthened"])
+@pytest.mark.parametrize("kernel", [kernel.name for kernel in ATTENTION_KERNELS])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_path_has_the_gradients_of_eager(
-    model: Any, path: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+def test_every_kernel_has_the_gradients_of_eager(
+    model: Any, kernel: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradients = []
-    for implementation in ("eager", path):
+    for implementation in ("eager", kernel):
         model.zero_grad()
         if implementation == "eager":
             model.set_attn_implementation("eager")
         else:
-            use(path, model, monkeypatch)
+            use_kernel(kernel, model, monkeypatch)
         model(torch.ones(2, 3, *size).cumsum(-1) / 100).last_hidden_state.square().mean().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None and gradient.abs().max() > 0, name
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("tokens, rows_together", [(1, 1), (60, 1), (100, 6), (200, 3), (10**6, 6)])
-def test_pieces_cover_every_position_once(tokens: int, rows_together: int) -> None:
-    features = torch.randn(3, 11, 5, 2)
-    pieces = []
-
-    def double(piece: torch.Tensor) -> torch.Tensor:
-        pieces.append(piece)
-        return 2 * piece
-
-    assert torch.equal(sam_encoder.add_in_pieces(double, features, tokens, rows_together), features + 2 * features)
-    assert sum(piece.shape[0] * piece.shape[1] for piece in pieces) == 33
-    for piece in pieces:
-        images, rows, width, _ = piece.shape
-        assert images * rows * width <= max(tokens, rows_together * width)
-        assert rows % rows_together in (0, 11 % rows_together)
 
 
 @torch.no_grad()
@@ -139,23 +132,6 @@ def test_the_projection_runs_on_real_positions_only(model: Any) -> None:
     model(torch.randn(1, 3, 128, 128))
     handle.remove()
     assert positions == [65]  # the map, and one zero whose projection is the padding
-
-
-@torch.no_grad()
-def test_attention_runs_from_real_positions_only(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In inference on a CPU; each real position still attends to the padding of its window."""
-    lengths = []
-    original = attention.scaled_dot_product_attention
-
-    def spy(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        lengths.append((query[..., 0].numel(), key.shape[2]))
-        return original(query, key, *args, **kwargs)
-
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
-    model(torch.randn(1, 3, 128, 128))
-    heads = model.config.num_attention_heads
-    assert sum(queries for queries, keys in lengths if keys == 36) == 2 * heads * 64  # two blocks with windows of 6
-    assert sum(queries for queries, keys in lengths if keys == 64) == heads * 64
 
 
 @torch.no_grad()

@@ -1,0 +1,99 @@
+"""How the tokens of an image's views become the sequence that DeepSeek-OCR's decoder reads.
+
+```
+ tile 1 | tile 2     the tiles, stitched to a mosaic of columns x rows tiles: row by row, a newline token after each
+ -------+-------     row of the **mosaic** (not of each tile)
+ tile 3 | tile 4
+ ---------------
+   global view       row by row, a newline token after each row
+ ---------------
+   separator         one token
+```
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["lay_out_vision_tokens", "read_tile_grids"]
+
+
+def lay_out_vision_tokens(
+    view: torch.Tensor,
+    tiles: torch.Tensor | None,
+    tile_grid: tuple[int, int],
+    newline: torch.Tensor,
+    separator: torch.Tensor,
+) -> torch.Tensor:
+    """Lay out the tokens of one image: the tiles' rows, the view's rows, a newline after each row, one separator.
+
+    Args:
+        view (`torch.Tensor` of shape `(height, width, dim)`): tokens of the global view.
+        tiles (`torch.Tensor` of shape `(columns * rows, h, w, dim)`, *optional*): tokens of the tiles, row-major.
+        tile_grid (`tuple[int, int]`): columns and rows of tiles.
+        newline (`torch.Tensor` of shape `(dim,)`): the token after each row of the mosaic and of the global view.
+        separator (`torch.Tensor` of shape `(dim,)`): the last token.
+
+    Returns:
+        `torch.Tensor` of shape `(L, dim)`.
+    """
+    dim = view.shape[-1]
+    parts = [view]
+    if tiles is not None:
+        columns, rows = tile_grid
+        height, width = tiles.shape[1:3]
+        mosaic = tiles.reshape(rows, columns, height, width, dim).transpose(1, 2)
+        # (rows, height, columns, width, dim) -> (rows * height, columns * width, dim)
+        parts.insert(0, mosaic.reshape(rows * height, columns * width, dim))
+    sequence = []
+    for part in parts:
+        with_newlines = torch.cat([part, newline.expand(part.shape[0], 1, dim)], dim=1)
+        sequence.append(with_newlines.reshape(-1, dim))
+    sequence.append(separator.reshape(1, dim))
+    return torch.cat(sequence)
+
+
+def read_tile_grids(
+    batch_size: int,
+    num_tiles: int,
+    patches_grid: torch.Tensor | Sequence[Sequence[int]] | None,
+    num_local_patches: torch.Tensor | Sequence[int] | None,
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Check how a batch's tiles are described; return the `(columns, rows)` and the number of tiles of each image.
+
+    An image has tiles if its grid has more than one cell, or if `num_local_patches` says that its one cell is a tile.
+
+    Raises:
+        `ValueError`: `patches_grid` is missing, is not as long as the batch, is not positive, or disagrees with
+            `num_local_patches` or with the number of tiles.
+    """
+    if patches_grid is None:
+        raise ValueError(f"patches_grid is required with pixel_values_local ({num_tiles} tiles), got None.")
+    cells: Any = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else patches_grid
+    try:
+        grids = [(int(columns), int(rows)) for columns, rows in cells]
+    except (TypeError, ValueError):
+        grids = []
+    if len(grids) != batch_size:
+        raise ValueError(f"patches_grid must hold {batch_size} pairs (columns, rows), one an image, got {cells}.")
+    if any(min(grid) < 1 or grid != tuple(cell) for grid, cell in zip(grids, cells, strict=True)):
+        raise ValueError(f"patches_grid must hold positive integers, got {cells}.")
+    counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
+    if isinstance(num_local_patches, torch.Tensor) and torch.compiler.is_compiling():
+        num_local_patches = None  # It is only a check, and reading a tensor's numbers would break the graph.
+    if num_local_patches is not None:
+        given = num_local_patches.tolist() if isinstance(num_local_patches, torch.Tensor) else list(num_local_patches)
+        if len(given) != batch_size:
+            raise ValueError(f"num_local_patches must hold {batch_size} numbers, one an image, got {given}.")
+        for index, (count, tiles, grid) in enumerate(zip(counts, given, grids, strict=True)):
+            if tiles != count and not (grid == (1, 1) and tiles == 1):
+                raise ValueError(
+                    f"num_local_patches[{index}] must be {count} for patches_grid[{index}]={grid}, got {tiles}."
+                )
+        counts = [int(tiles) for tiles in given]
+    if sum(counts) != num_tiles:
+        raise ValueError(
+            f"pixel_values_local must hold {sum(counts)} tiles for patches_grid={cells}, got {num_tiles}."
+        )
+    return grids, counts

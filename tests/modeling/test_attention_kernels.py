@@ -1,0 +1,87 @@
+"""Every kernel of the table computes what eager attention does, and is chosen where it suits."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deepencoder.modeling.attention import eager_attention
+from deepencoder.modeling.attention_kernels import ATTENTION_KERNELS, AttentionKernel, choose_kernel
+
+from .relative_attention import (
+    GRIDS,
+    by_definition,
+    first_queries,
+    make_inputs,
+    tensors_of,
+    to_dtype,
+    with_gradients,
+)
+
+KERNELS = {kernel.name: kernel for kernel in ATTENTION_KERNELS}
+every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+
+
+@every_kernel
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_kernels_equal_eager_with_its_gradients(kernel: AttentionKernel, grid: tuple[int, int]) -> None:
+    results = []
+    for attend in (lambda inputs: eager_attention(inputs)[0], lambda inputs: kernel.attend(inputs, None)):
+        inputs = with_gradients(make_inputs(grid))
+        output = attend(inputs)
+        output = output if len(results) == 0 else output.transpose(1, 2)
+        (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        results.append([output.detach(), *(tensor.grad for tensor in tensors_of(inputs))])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("size", [(3, 5), (4, 2), (1, 7)], ids=str)
+def test_kernels_attend_from_the_first_rows_and_columns(kernel: AttentionKernel, size: tuple[int, int]) -> None:
+    inputs = first_queries(make_inputs((4, 7)), size)
+    expected, _ = eager_attention(inputs)
+    torch.testing.assert_close(kernel.attend(inputs, None).transpose(1, 2), expected)
+    if kernel.reuses_memory:
+        memory = torch.full((inputs.query[..., 0].numel() * kernel.elements_per_query(inputs) + 5,), torch.nan)
+        output = kernel.attend(inputs, memory.double())
+        torch.testing.assert_close(output.transpose(1, 2), expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("grid", [(6, 6), (4, 7)], ids=str)
+def test_kernels_are_as_exact_as_a_bias_in_half_precision(
+    kernel: AttentionKernel, dtype: torch.dtype, grid: tuple[int, int]
+) -> None:
+    inputs = make_inputs(grid, dim=64)._replace(scaling=0.125)
+    exact, half = by_definition(inputs), to_dtype(inputs, dtype)
+    errors = [
+        (attend(half, None).transpose(1, 2).double() - exact).norm().item()
+        for attend in (kernel.attend, KERNELS["bias"].attend)
+    ]
+    assert errors[0] < 1.05 * errors[1] and errors[1] < 0.1 * exact.norm()
+
+
+@every_kernel
+def test_kernels_pass_dropout_on(kernel: AttentionKernel) -> None:
+    inputs = make_inputs((4, 4))
+    plain, dropped = (kernel.attend(inputs._replace(dropout=rate), None) for rate in (0.0, 0.5))
+    assert not torch.allclose(plain, dropped)
+
+
+@pytest.mark.parametrize("grid, fits", [((64, 64), True), ((14, 14), True), ((96, 96), True), ((97, 96), False)])
+def test_augmented_queries_must_fit_a_flash_kernel(grid: tuple[int, int], fits: bool) -> None:
+    for device, dtype, suits in (
+        ("cuda", torch.bfloat16, fits),
+        ("cuda", torch.float16, fits),
+        ("cuda", torch.float32, False),
+        ("cpu", torch.bfloat16, fits),
+        ("cpu", torch.float16, False),
+        ("cpu", torch.float32, False),
+        ("mps", torch.bfloat16, False),
+    ):
+        query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 12, grid[0] * grid[1], 64))
+        inputs: Any = SimpleNamespace(query=query, key_grid=grid)
+        assert choose_kernel(inputs, "sdpa").name == ("augmented" if suits else "bias")
