@@ -35,6 +35,47 @@ def is_streamed(source: str) -> bool:
     return kind is not None and kind.is_streamed
 
 
+def _is_covered(path: str, done: set[str]) -> bool:
+    """Whether an earlier source is this file, or a folder that contains it."""
+    if not done:
+        return False
+    path = os.path.abspath(path)
+    return path in done or any(str(parent) in done for parent in Path(path).parents)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield a folder's files in order, and at the end the folders in it that cannot be read."""
+    suffixes = corpus_suffixes()
+    errors: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=errors.append, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
+                yield os.path.join(where, name)
+    yield from (error.filename for error in errors)
+
+
+def _list_files(sources: Sequence[str], done: set[str]) -> Iterator[str]:
+    """List files that no earlier source covers. `done` holds the absolute paths of the earlier sources."""
+    for source in sources:
+        name = os.path.abspath(source)
+        if name in done:
+            continue
+        if os.path.isdir(source) and kind_of_source(source) is None:
+            yield from (path for path in _walk(source) if not _is_covered(path, done))
+        elif os.path.lexists(source):  # a broken link becomes a failed page
+            if os.path.isdir(source) or not _is_covered(source, done):
+                yield source
+        elif glob.has_magic(source):
+            found = sorted(glob.glob(source, recursive=True))
+            if not found:
+                raise FileNotFoundError(f"{source!r}: nothing matches.")
+            yield from _list_files(found, done)
+        else:
+            yield source
+        done.add(name)
+
+
 def list_files(sources: Sequence[str], left_out: str | os.PathLike[str] | None = None) -> Iterator[str]:
     """List the files of a corpus, each once. Saved datasets and ids of datasets on the Hub are passed on unchanged.
 
@@ -48,6 +89,45 @@ def list_files(sources: Sequence[str], left_out: str | os.PathLike[str] | None =
         if not (os.path.lexists(source) or glob.has_magic(source) or kind_of_source(source)):
             raise FileNotFoundError(f"{source!r}: there is no such file or folder.")
     yield from _list_files(sources, set() if left_out is None else {os.path.abspath(left_out)})
+
+
+def _list_file(path: str, options: ListingOptions) -> ListedPages:
+    try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            yield FailedPage(path, error="it is not a regular file")  # opening a pipe would block
+            return
+        with open(path, "rb") as file:
+            head = file.read(HEAD_SIZE)
+    except OSError as error:
+        yield FailedPage(path, error=error.strerror or str(error))
+        return
+    if kind := kind_of_file(path, head):
+        yield from kind.list_pages(path, options)
+    elif kind := kind_of_suffix(path):
+        yield FailedPage(path, error=f"it is not a {kind.name}" if head else "it is an empty file")
+    else:
+        yield ImagePage(path, path=path)
+
+
+def _list_all(sources: list[str], options: ListingOptions, left_out: str | os.PathLike[str] | None) -> ListedPages:
+    for source in list_files(sources, left_out):
+        kind = kind_of_source(source)
+        if kind is not None:
+            yield from kind.list_pages(source, options)
+            continue
+        try:
+            yield from _list_file(source, options)
+        except NoImagesError as error:
+            if source in sources:
+                raise
+            yield FailedPage(source, error=str(error))  # the table was not asked for, only its folder
+
+
+def _with_printable_source(page: Page | DeferredPage) -> Page | DeferredPage:
+    """Escape bytes of a file name that are not valid text, since names are written to a text column."""
+    source = page.source.encode(errors="backslashreplace").decode()
+    return page if source == page.source else replace(page, source=source)
 
 
 def list_pages(
@@ -89,83 +169,3 @@ def list_pages(
         page = _with_printable_source(page)
         if wanted is None or wanted(index, page.source, page.page):
             yield page.at(index)
-
-
-def _with_printable_source(page: Page | DeferredPage) -> Page | DeferredPage:
-    """Escape bytes of a file name that are not valid text, since names are written to a text column."""
-    source = page.source.encode(errors="backslashreplace").decode()
-    return page if source == page.source else replace(page, source=source)
-
-
-def _list_all(sources: list[str], options: ListingOptions, left_out: str | os.PathLike[str] | None) -> ListedPages:
-    for source in list_files(sources, left_out):
-        kind = kind_of_source(source)
-        if kind is not None:
-            yield from kind.list_pages(source, options)
-            continue
-        try:
-            yield from _list_file(source, options)
-        except NoImagesError as error:
-            if source in sources:
-                raise
-            yield FailedPage(source, error=str(error))  # the table was not asked for, only its folder
-
-
-def _list_file(path: str, options: ListingOptions) -> ListedPages:
-    try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            yield FailedPage(path, error="it is no regular file")  # opening a pipe would block
-            return
-        with open(path, "rb") as file:
-            head = file.read(HEAD_SIZE)
-    except OSError as error:
-        yield FailedPage(path, error=error.strerror or str(error))
-        return
-    if kind := kind_of_file(path, head):
-        yield from kind.list_pages(path, options)
-    elif kind := kind_of_suffix(path):
-        yield FailedPage(path, error=f"it is not a {kind.name}" if head else "it is an empty file")
-    else:
-        yield ImagePage(path, path=path)
-
-
-def _list_files(sources: Sequence[str], done: set[str]) -> Iterator[str]:
-    """List files that no earlier source covers. `done` holds the absolute paths of the earlier sources."""
-    for source in sources:
-        name = os.path.abspath(source)
-        if name in done:
-            continue
-        if os.path.isdir(source) and kind_of_source(source) is None:
-            yield from (path for path in _walk(source) if not _is_covered(path, done))
-        elif os.path.lexists(source):  # a broken link becomes a failed page
-            if os.path.isdir(source) or not _is_covered(source, done):
-                yield source
-        elif glob.has_magic(source):
-            found = sorted(glob.glob(source, recursive=True))
-            if not found:
-                raise FileNotFoundError(f"{source!r}: nothing matches.")
-            yield from _list_files(found, done)
-        else:
-            yield source
-        done.add(name)
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Yield a folder's files in order, and at the end the folders in it that cannot be read."""
-    suffixes = corpus_suffixes()
-    errors: list[OSError] = []
-    for where, folders, names in os.walk(folder, onerror=errors.append, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(suffixes):
-                yield os.path.join(where, name)
-    yield from (error.filename for error in errors)
-
-
-def _is_covered(path: str, done: set[str]) -> bool:
-    """Whether an earlier source is this file, or a folder that contains it."""
-    if not done:
-        return False
-    path = os.path.abspath(path)
-    return path in done or any(str(parent) in done for parent in Path(path).parents)

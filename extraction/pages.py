@@ -37,6 +37,38 @@ class PageError(ValueError):
     """A page cannot be used. The message is the reason and does not repeat the page's name."""
 
 
+def describe_error(error: Exception) -> str:
+    """Describe in one readable line why a page cannot be used."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it is too large to decode safely: {error}"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image that Pillow can read"
+    if isinstance(error, EOFError):
+        return "it ends early, or lacks this page"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].removeprefix("images[0] ") if lines else type(error).__name__
+
+
+@cache
+def image_formats() -> list[str]:
+    """Return the names of the formats that Pillow decodes itself.
+
+    PostScript is left out because Pillow hands it to an external program; so are the formats that Pillow identifies
+    but cannot decode.
+    """
+    Image.init()
+    return sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the file suffixes of [`image_formats`], in lower case."""
+    formats = image_formats()
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
 @dataclass(frozen=True)
 class Page:
     """A reference to one page. Its source and page number identify it, independent of the rest of the corpus.
@@ -167,35 +199,3 @@ def to_page_image(value: Any) -> Image.Image:
         return to_rgb(value)
     except Exception as error:
         raise PageError(describe_error(error)) from error
-
-
-@cache
-def image_formats() -> list[str]:
-    """Return the names of the formats that Pillow decodes itself.
-
-    PostScript is left out because Pillow hands it to an external program; so are the formats that Pillow identifies
-    but cannot decode.
-    """
-    Image.init()
-    return sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
-
-
-@cache
-def image_suffixes() -> tuple[str, ...]:
-    """Return the file suffixes of [`image_formats`], in lower case."""
-    formats = image_formats()
-    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
-
-
-def describe_error(error: Exception) -> str:
-    """Describe in one readable line why a page cannot be used."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it is too large to decode safely: {error}"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image that Pillow can read"
-    if isinstance(error, EOFError):
-        return "it ends early, or lacks this page"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].removeprefix("images[0] ") if lines else type(error).__name__

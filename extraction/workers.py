@@ -1,8 +1,8 @@
 """Runs functions that may kill their process or never return, in processes of their own.
 
-Unusual: each process holds one item at a time and has a pipe of its own. When it dies (a segmentation fault in a
-decoder, the kernel out of memory) or must be killed, the item that caused it is known, and no other answer is lost or
-delayed. `concurrent.futures` would break the whole pool instead.
+Unusual: each process holds one item at a time and has a pipe of its own. When it dies (of a segmentation fault in a
+decoder, or killed because memory ran out) or must be killed, the item that caused it is known, and no other answer is
+lost or delayed. `concurrent.futures` would break the whole pool instead.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ PAGE_TIMEOUT = 300.0  # default limit in seconds: far more than a page takes, an
 RESULTS_AHEAD = 4  # results per process that may wait to be taken
 TRIES = 2  # a process may have been killed for the memory that another process used
 MAX_TIMEOUT = 1e6  # seconds; `Connection.poll` counts milliseconds in 32 bits
-_START_LOCK = threading.Lock()  # a process that inherited another one's end of a pipe would hide that one's death
+_START_LOCK = threading.Lock()  # a process that inherited the pipe of another would hide the death of that one
 
 
 class DiedError(RuntimeError):

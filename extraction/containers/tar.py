@@ -47,7 +47,7 @@ def _to_page(
 ) -> Page | DeferredPage:
     source = f"{path}::{member.name}"
     if not member.isfile():
-        return FailedPage(source, number, error="it is a link or a device, and no file")
+        return FailedPage(source, number, error="it is a link or a device, not a file")
     if member.size > MAX_ENCODED_BYTES:
         return FailedPage(source, number, error=f"it is larger than {MAX_ENCODED_BYTES:,} bytes")
     if uncompressed and member.size and not member.sparse:
