@@ -1,8 +1,8 @@
-"""What models and image processors ask of the rooms above them: converting originals, and sharing on the Hub.
+"""What models and image processors need from the rooms above them: converting original checkpoints, and sharing.
 
-Unusual: imports point from the conversion and sharing rooms down to the models, and a repository on the Hub takes the
-models along without those rooms. So the package registers its services here when it is imported, and a model calls
-them by name. Where only the Hub's copy of the code is present, a call says that the package is needed.
+Unusual: imports point from the conversion and sharing rooms down to the models, and a model repository on the Hub
+holds the models without those rooms. So the package registers its services here when it is imported, and a model calls
+them by name. Code that was loaded from a repository finds no services, and says that the package is needed.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _services: dict[str, Callable[[], Callable[..., Any]]] = {}
 
 
 def provide_services(services: dict[str, Callable[[], Callable[..., Any]]]) -> None:
-    """Register services: for each name a function that imports and returns the one that does the work."""
+    """Register services. Each value imports the function that does the work, and returns it."""
     _services.update(services)
 
 
@@ -22,8 +22,10 @@ def call_service(name: str, *args: Any, **kwargs: Any) -> Any:
     """Call a service of the installed package.
 
     Raises:
-        `ImportError`: this code came with a model, and the package itself is not imported.
+        `ImportError`: the code was loaded from a model repository, and the package is not installed or not imported.
     """
     if name not in _services:
-        raise ImportError(f"{name} needs the deepencoder package: install it, and import deepencoder first.")
+        raise ImportError(
+            f"{name} needs the deepencoder package: install the package, import deepencoder, and load the model again."
+        )
     return _services[name]()(*args, **kwargs)

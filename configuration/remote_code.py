@@ -1,55 +1,71 @@
-"""What lets a model travel: the map from Auto classes to code beside the weights, and the way back to the package.
+"""The `auto_map` that leads from transformers' Auto classes to code beside the weights.
 
-Unusual: configuration, modeling and the image processor are copied into a model repository as flat files
-(`modeling/sam_encoder.py` as `modeling_sam_encoder.py`), without the rest of the package. What they need of it is
-asked for by name, when it is needed.
+Unusual: this file is part of what it describes. Configurations, models and the image processor are copied into a model
+repository as flat files (`modeling/sam_encoder.py` as `modeling_sam_encoder.py`), and there save and share themselves
+without the rest of the package.
 """
 
 import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .atomic_files import write_text
 from .package_services import call_service
 
-__all__ = ["SharedPart", "flat_name", "register_remote_code", "settle_auto_map"]
+__all__ = ["SharedPart", "dump_json", "flat_name", "register_remote_code", "settle_auto_map"]
 
 PAYLOAD = ("configuration", "modeling", "processing")
 
 
+def dump_json(content: Mapping[str, Any]) -> str:
+    """Write a dictionary as JSON, formatted as transformers formats its files."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def flat_name(owner: type) -> str:
-    """Return what a class is called in an `auto_map`: `"modeling_sam_encoder.SamEncoder"`."""
+    """Return the name of a class in an `auto_map`, such as `"modeling_sam_encoder.SamEncoder"`."""
     *_, folder, module = ("", *owner.__module__.split("."))
     flat = module if module.startswith(tuple(f"{name}_" for name in PAYLOAD)) else f"{folder}_{module}"
     return f"{flat}.{owner.__name__}"
 
 
 def register_remote_code(owner: Any, auto_class: str) -> None:
-    """See to it that a class that came with a model takes its code along, the parts of a model too."""
+    """Make transformers save the code of a class that was loaded from a model repository.
+
+    transformers registers the classes that an `auto_map` names, but not those of a model's parts.
+    """
     if owner.__module__.startswith("transformers_modules.") and owner._auto_class is None:
         owner.register_for_auto_class(auto_class)
 
 
 def _copy_neighbours(owner: type, folder: Path) -> None:
-    """Copy the code that came with a class: a configuration's file names the model's, too."""
+    """Copy all the code that was loaded with a class, as the `auto_map` of a configuration also names the model."""
     for path in Path(str(sys.modules[owner.__module__].__file__)).parent.glob("*_*.py"):
         if not path.name.startswith("__"):
             shutil.copyfile(path, folder / path.name)
 
 
 class SharedPart:
-    """What configurations and image processors share: pushed, they take their code along; saved, they name no other.
+    """Mixin of configurations and image processors: saved files name existing code only, and pushes include the code.
 
-    Goes before transformers' class among the bases.
+    It comes before transformers' class among the bases.
     """
 
-    _shared_as: tuple[str, str]  # the Auto class, and the file
+    _shared_as: tuple[str, str]  # The Auto class that loads the part, and the name of its file.
 
     def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Write the file, which names code that lies beside it only; see transformers."""
+        """Save to a folder, as transformers' `save_pretrained`.
+
+        Args:
+            save_directory: the folder. It is created if it does not exist.
+            push_to_hub: also push to `repo_id`, by default the name of the folder, with the code that loads the file.
+            kwargs: as in transformers, among them `repo_id`, `private`, `token`, `revision`, `create_pr` and
+                `commit_message` for the push.
+        """
         auto_class, name = self._shared_as
         register_remote_code(type(self), auto_class)
         names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
@@ -63,7 +79,15 @@ class SharedPart:
         return result
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Share the file with the code that reads it; see transformers' `push_to_hub`."""
+        """Push to the Hub with the code that loads the file, as transformers' `push_to_hub`.
+
+        Args:
+            repo_id: `name` or `owner/name`; the repository is created if it does not exist.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` and `commit_description`.
+
+        Returns:
+            the address of the commit.
+        """
         register_remote_code(type(self), self._shared_as[0])
         if self._auto_class is not None:  # type: ignore[attr-defined]
             return super().push_to_hub(repo_id, **kwargs)  # type: ignore[misc]
@@ -71,7 +95,7 @@ class SharedPart:
 
 
 def settle_auto_map(path: Path, **own: str) -> None:
-    """See to it that the `auto_map` of a saved file names just the code that lies beside it.
+    """Make the `auto_map` of a saved file name exactly the code that lies beside the file.
 
     Args:
         path: a `config.json` or `preprocessor_config.json`.
@@ -80,9 +104,8 @@ def settle_auto_map(path: Path, **own: str) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     before = content.pop("auto_map", None)
     known = before if isinstance(before, dict) else {}
+    # "owner/name--module.Class" refers to code in another repository: keep only "module.Class".
     entries = {name: value.rpartition("--")[2] for name, value in known.items() if isinstance(value, str)} | own
     beside = {name: value for name, value in entries.items() if (path.parent / f"{value.split('.')[0]}.py").is_file()}
     if beside != (before or {}):
-        content |= {"auto_map": beside} if beside else {}
-        # As transformers writes it.
-        write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        write_text(path, dump_json(content | ({"auto_map": beside} if beside else {})))

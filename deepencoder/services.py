@@ -1,4 +1,7 @@
-"""The services that models and image processors call by name; see `configuration/package_services.py`."""
+"""The services that models and image processors call by name; see `configuration/package_services.py`.
+
+Unusual: each service is a row of a table, and its module is imported when the service is first called.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +18,8 @@ SERVICES = {
     name: _service(module, name)
     for module, names in {
         ".conversion.from_original": ("load_original", "load_original_image_processor"),
-        ".sharing.hub": ("check_shareable", "complete_folder", "push_folder", "push_model", "push_part"),
+        ".sharing.repository": ("check_shareable", "complete_folder"),
+        ".sharing.upload": ("push_folder", "push_model", "push_part"),
     }.items()
     for name in names
 }

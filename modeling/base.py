@@ -1,7 +1,7 @@
-"""What the three models share beyond transformers' own base class: where they come from, and how they are shared.
+"""What the models share beyond transformers' base class: loading original checkpoints, and sharing with their code.
 
-Unusual: a model that is pushed to the Hub takes its code along, so that it loads where this package is not installed;
-one that is saved to a folder does so when it is told to.
+Unusual: a model that is pushed to the Hub is accompanied by its code, so that it loads where this package is not
+installed. A model that is saved to a folder is so on request.
 """
 
 import os
@@ -18,31 +18,34 @@ __all__ = ["DeepEncoderPreTrainedModel"]
 
 
 class DeepEncoderPreTrainedModel(PreTrainedModel):
-    """The base of the three models."""
+    """Base class of the models in this package."""
 
     @classmethod
     def from_original(cls, source: str | Path, **kwargs: Any) -> Any:
-        r"""Load the encoder out of a checkpoint of other code, such as `deepseek-ai/DeepSeek-OCR`.
+        r"""Load the encoder from a checkpoint of other code, such as `deepseek-ai/DeepSeek-OCR`.
 
-        What the checkpoint is is told by the names of its tensors. Of a model on the Hub only the encoder's bytes are
-        downloaded; what is made of them is compared with transformers' class for the original where there is one, and
-        kept in the Hub's cache. A local checkpoint is converted in memory, and only the encoder's tensors are read.
+        The format is recognised from the tensor names. From a model on the Hub only the encoder's bytes are
+        downloaded. The converted model is compared with transformers' implementation of the original, where there is
+        one, and kept in the Hub's cache. A local checkpoint is converted in memory, and only the encoder's tensors
+        are read.
 
         Args:
-            source: a Hub id, a folder, or a `.safetensors`, `.pth`, `.pt` or `.bin` file. No code of a pickle is run.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`, as in `from_pretrained`;
-                `full_download=True` to download whole files (for a server that knows no ranges of bytes);
-                `verify=False` to compare nothing, `verify=True` to insist; `num_attention_heads`, `hidden_act` and
-                `layer_norm_eps` of a CLIP or ViT tower, where nothing tells them. All others are
-                `from_pretrained`'s: `dtype`, `device_map`, `attn_implementation` and so on.
+            source (`str` or `Path`): a Hub id, a folder, or a `.safetensors`, `.pth`, `.pt` or `.bin` file. Code in
+                pickles is never run.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`, as in
+                `from_pretrained`; `full_download=True` to download whole files, for a server without support for byte
+                ranges; `verify=False` to skip the comparison, `verify=True` to fail if it is impossible;
+                `num_attention_heads`, `hidden_act` and `layer_norm_eps` of a CLIP or ViT tower, if the checkpoint
+                does not tell them. All others are those of `from_pretrained`: `dtype`, `device_map`,
+                `attn_implementation` and so on.
 
         Returns:
-            a model of this class, in evaluation mode and in the checkpoint's dtype.
+            a model of this class, in evaluation mode and in the dtype of the checkpoint.
 
         Raises:
-            `ValueError`: an unknown, damaged or quantised checkpoint, one that holds a model of another class, or one
-                that the converted model differs from.
-            `OSError`: there is no such source, or it cannot be reached.
+            `ValueError`: the checkpoint is unknown, damaged or quantised, holds a model of another class, or the
+                converted model differs from the original.
+            `OSError`: the source does not exist, or cannot be reached.
         """
         return call_service("load_original", cls, source, **kwargs)
 
@@ -54,29 +57,29 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write weights and configuration: transformers' `save_pretrained`.
+        """Save weights and configuration to a folder, as transformers' `save_pretrained`.
 
         Args:
-            save_directory: the folder.
-            self_contained: write the code, an image processor and a model card, too, where they are missing: the
-                folder loads with `trust_remote_code=True` where this package is not installed. (A model that came with
-                its own code takes that along in any case, and nothing else.)
-            push_to_hub: push the folder to `repo_id`, else to its own name, with all that.
-            args, kwargs: see transformers.
+            save_directory: the folder. It is created if it does not exist.
+            self_contained: also write the code, an image processor and a model card, where they are missing. The
+                folder then loads with `trust_remote_code=True` where this package is not installed. (A model that was
+                itself loaded by code in its repository always saves that code, and nothing else.)
+            push_to_hub: push all of these to `repo_id`, by default the name of the folder.
+            args, kwargs: as in transformers.
 
         Raises:
-            `ValueError`: a model that cannot be shared with its code: quantised, with adapters, or of a subclass.
+            `ValueError`: the model cannot be shared with its code: it is quantised, has adapters, or is of a subclass.
         """
         register_remote_code(type(self), "AutoModel")
-        with_code_of_its_own = self._auto_class is not None
-        if (self_contained or push_to_hub) and not with_code_of_its_own:
+        is_remote_code = self._auto_class is not None
+        if (self_contained or push_to_hub) and not is_remote_code:
             call_service("check_shareable", self)
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "tags")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs}
             self.save_pretrained(save_directory, *args, self_contained=self_contained, **kwargs)
             repo_id = hub.pop("repo_id", Path(save_directory).resolve().name)
-            if with_code_of_its_own:
+            if is_remote_code:
                 self.push_to_hub(repo_id, **hub)
             else:
                 call_service("push_folder", save_directory, repo_id, **hub)
@@ -84,29 +87,30 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         if not (folder / CONFIG_NAME).is_file():
-            return  # another process writes, or adapters were saved
+            return  # Another process writes the files, or only adapters were saved.
         names_here = {"AutoConfig": flat_name(type(self.config)), "AutoModel": flat_name(type(self))}
         settle_auto_map(folder / CONFIG_NAME, **names_here)
-        if self_contained and not with_code_of_its_own:
+        if self_contained and not is_remote_code:
             call_service("complete_folder", folder, self)
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, *, tags: list[str] | None = None, max_shard_size: int | str | None = "50GB", **kwargs: Any
     ) -> str:
-        """Share the model with its code, an image processor and a model card: transformers' `push_to_hub`.
+        """Push the model to the Hub with its code, an image processor and a model card.
 
         Args:
-            repo_id: `name` or `owner/name`.
-            tags: more tags for the model card.
-            max_shard_size: as in `save_pretrained`.
-            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description`.
+            repo_id: `name` or `owner/name`; the repository is created if it does not exist.
+            tags: tags of the model card, beside the usual ones.
+            max_shard_size: size of the largest file of weights, as in `save_pretrained`.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` and `commit_description`, as in
+                transformers' `push_to_hub`, and `license`, the licence of the weights for the model card.
 
         Returns:
             the address of the commit.
         """
         kwargs |= {} if tags is None else {"tags": tags}
         register_remote_code(type(self), "AutoModel")
-        # One that came with its code may be where the package is not; adapters are pushed by themselves.
+        # A model that was loaded by code in its repository may be used without the package. Adapters are pushed alone.
         if self._auto_class is not None or getattr(self, "_hf_peft_config_loaded", False):
             return super().push_to_hub(repo_id, max_shard_size=max_shard_size, **kwargs)  # type: ignore[arg-type]
         return call_service("push_model", self, repo_id, max_shard_size=max_shard_size, **kwargs)

@@ -1,11 +1,13 @@
-"""The model card of a shared model, made of what its folder says of it.
+"""The model card of a shared model.
 
-Unusual: nothing is claimed that the folder does not tell: the base model and its licence come from the report of the
-conversion, the numbers of tokens from the image processor.
+Unusual: a card states only what the folder proves. The base model, the licence and the verification come from the
+report of the conversion, the architecture from the configuration, and the numbers of tokens from the image processor.
+What is not known is left out: weights without a stated licence get no `license` field.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +15,193 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..conversion.readers.hub import looks_like_hub_id
 from ..conversion.report import REPORT_NAME
+from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
 from ..processing.modes import MODES
 
 __all__ = ["CARD_MARK", "make_model_card"]
 
-# By which a card that nobody has written over is known.
 CARD_MARK = "<!-- written by deepencoder -->"
+"""Ends every generated card. A card without it was written by hand and is never replaced."""
 
 TAGS = ("deepencoder", "ocr", "vision", "document")
-WHAT = {
-    "deepencoder": "DeepSeek-OCR's vision encoder: a SAM ViT, a 16x convolutional compressor, a CLIP-L on the "
-    "compressed map, and a projector. It turns a page into vision tokens.",
-    "deepencoder_sam": "A SAM image encoder with the convolutional compressor of DeepSeek-OCR, GOT and Vary: pixels "
-    "to a map of features.",
-    "deepencoder_clip_vision": "A CLIP image tower (or a plain ViT): pixels to tokens and a class token.",
-}
-CLASSES = {
-    "deepencoder": "DeepEncoder",
-    "deepencoder_sam": "SamEncoder",
-    "deepencoder_clip_vision": "ClipVisionEncoder",
-}
-RESULTS = {
-    "deepencoder": "outputs.vision_tokens[0]",
-    "deepencoder_sam": "outputs.last_hidden_state",
-    "deepencoder_clip_vision": "outputs.pooler_output",
-}
+# Names of published architectures by width and number of layers.
+CLIP_NAMES = {(768, 12): "CLIP-B", (1024, 24): "CLIP-L", (1280, 32): "CLIP-H"}
+SAM_NAMES = {(768, 12): "SAM ViT-B", (1024, 24): "SAM ViT-L", (1280, 32): "SAM ViT-H"}
+A4_AT_150_DPI = {"height": 1754, "width": 1240}
 
-
-def _what(config: Any) -> str:
-    if config.model_type == "deepencoder_sam" and not config.downsample_channels:
-        return "A SAM image encoder: pixels to a map of features."
-    if not getattr(config, "use_patch_embedding", True):
-        return "The CLIP half of a DeepEncoder: a map of features to tokens and a class token."
-    return WHAT[config.model_type]
+CITATIONS = {
+    "deepseek-ocr": """\
+@article{wei2025deepseekocr,
+  title = {DeepSeek-OCR: Contexts Optical Compression},
+  author = {Wei, Haoran and Sun, Yaofeng and Li, Yukun},
+  journal = {arXiv preprint arXiv:2510.18234},
+  year = {2025}
+}""",
+    "sam": """\
+@article{kirillov2023segment,
+  title = {Segment Anything},
+  author = {Kirillov, Alexander and Mintun, Eric and Ravi, Nikhila and Mao, Hanzi and Rolland, Chloe and
+            Gustafson, Laura and Xiao, Tete and Whitehead, Spencer and Berg, Alexander C. and Lo, Wan-Yen and
+            Doll{\\'a}r, Piotr and Girshick, Ross},
+  journal = {arXiv preprint arXiv:2304.02643},
+  year = {2023}
+}""",
+    "clip": """\
+@article{radford2021learning,
+  title = {Learning Transferable Visual Models From Natural Language Supervision},
+  author = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
+            Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
+            Krueger, Gretchen and Sutskever, Ilya},
+  journal = {arXiv preprint arXiv:2103.00020},
+  year = {2021}
+}""",
+}
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """Return the report of the conversion that made a folder's model, or nothing."""
+    """Return the report of the conversion that wrote a folder; an empty one if it was not converted."""
     path = folder / REPORT_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _modes() -> str:
-    processor = DeepEncoderImageProcessor()
-    rows = ["| mode | view | tiles | vision tokens |", "|---|---|---|---|"]
+def _base_model(report: Mapping[str, Any]) -> str | None:
+    """Return the Hub id of the checkpoint that was converted, or None if it did not come from the Hub."""
+    source = str(report.get("source", ""))
+    return source if report.get("commit") and looks_like_hub_id(source) else None
+
+
+def _takes_pixels(config: Any) -> bool:
+    return getattr(config, "use_patch_embedding", True)
+
+
+def _is_plain_vit(config: Any) -> bool:
+    return config.model_type == "deepencoder_clip_vision" and config.post_norm == "all"
+
+
+def _summary(config: Any) -> str:
+    if config.model_type == "deepencoder_sam" and not config.downsample_channels:
+        return "A SAM image encoder. It turns pixels into a feature map."
+    if not _takes_pixels(config):
+        return "The CLIP half of a DeepEncoder. It turns a feature map into tokens and a class token."
+    if _is_plain_vit(config):
+        return "A plain ViT. It turns pixels into tokens and a class token."
+    if config.model_type == "deepencoder_clip_vision":
+        return "A CLIP image tower. It turns pixels into tokens and a class token."
+    return MODELS[config.model_type].summary
+
+
+def _describe_tower(config: Any, names: Mapping[tuple[int, int], str], otherwise: str) -> str:
+    name = names.get((config.hidden_size, config.num_hidden_layers), otherwise)
+    return f"- {name}: {config.num_hidden_layers} layers of width {config.hidden_size}"
+
+
+def _describe_sam(config: Any) -> Iterator[str]:
+    yield _describe_tower(config, SAM_NAMES, "SAM ViT") + f", patches of {config.patch_size} pixels"
+    if config.downsample_channels:
+        channels = " and ".join(map(str, config.downsample_channels))
+        factor = 4 ** len(config.downsample_channels)
+        yield f"- Compressor: convolutions of stride 2 to {channels} channels, {factor} times fewer tokens"
+
+
+def _describe_clip(config: Any) -> Iterator[str]:
+    names, otherwise = ({}, "ViT") if _is_plain_vit(config) else (CLIP_NAMES, "CLIP ViT")
+    tower = _describe_tower(config, names, otherwise)
+    yield tower + (f", patches of {config.patch_size} pixels" if config.use_patch_embedding else "")
+
+
+def _architecture(config: Any, num_parameters: int) -> str:
+    lines = [f"{num_parameters:,} parameters. Model type `{config.model_type}`.", ""]
+    if config.model_type == "deepencoder":
+        lines += [*_describe_sam(config.sam_config), *_describe_clip(config.clip_config)]
+        projector = "none" if config.projector_type == "identity" else config.projector_type
+        lines.append(f"- Projector: {projector}, {config.hidden_size} to {config.projection_dim} channels")
+    else:
+        lines += _describe_sam(config) if config.model_type == "deepencoder_sam" else _describe_clip(config)
+    return "\n".join(lines)
+
+
+def _usage(config: Any, repo_id: str | None) -> str:
+    model = repo_id or "this/repository"
+    lines = [
+        f'processor = AutoImageProcessor.from_pretrained("{model}"{{trust}})',
+        f'model = AutoModel.from_pretrained("{model}"{{trust}}).eval()',
+        'outputs = model(**processor("page.png", return_tensors="pt"))',
+        f"features = {MODELS[config.model_type].main_output}",
+    ]
+    imports = "from transformers import AutoImageProcessor, AutoModel"
+    if not _takes_pixels(config):
+        lines[2] = "outputs = model(patch_embeds=feature_map)  # (batch, hidden, height, width)"
+        del lines[0]
+        imports = "from transformers import AutoModel"
+    code = imports + "\n\n" + "\n".join(lines)
+    return "\n\n".join(
+        (
+            "## Use",
+            "With the `deepencoder` package, which is installed from a clone of its repository by `pip install .`:",
+            f"```python\nimport deepencoder\n{code.format(trust='')}\n```",
+            "Without the package, by the code in this repository:",
+            f"```python\n{code.format(trust=', trust_remote_code=True')}\n```",
+        )
+    )
+
+
+def _modes_table(processor: DeepEncoderImageProcessor) -> str:
+    rows = ["| mode | global view | tiles | vision tokens |", "|---|---|---|---|"]
     for name, fields in MODES.items():
         side, shape = fields["size"]["height"], "padded" if fields["do_pad"] else "squashed"
         tokens, tiles = str(processor.get_number_of_image_tokens(side, side, mode=name)), ""
         if fields["crop_to_patches"]:
-            page = processor.get_number_of_image_tokens(1754, 1240, mode=name)
-            tiles = f"{processor.min_patches} to {processor.max_patches} of {fields['tile_size']}"
+            page = processor.get_number_of_image_tokens(**A4_AT_150_DPI, mode=name)
+            tiles = (
+                f"{processor.min_patches} to {processor.max_patches} of {fields['tile_size']} x {fields['tile_size']}"
+            )
             tokens = f"{page} for an A4 page at 150 dpi"
         rows.append(f"| `{name}` | {side} x {side}, {shape} | {tiles} | {tokens} |")
     return "\n".join(rows)
 
 
-def _conversion(report: Mapping[str, Any]) -> str:
+def _vision_tokens(config: Any, processor: DeepEncoderImageProcessor) -> str:
+    layout = (
+        f"`outputs.vision_tokens` holds one tensor `(tokens, {config.projection_dim})` per image: the tiles' rows, "
+        "then the view's rows, a newline token after each row, one separator at the end. Tiles are stitched first, so "
+        "a row runs across all tiles that lie side by side. `processor.get_number_of_image_tokens(height, width, "
+        "mode=...)` counts the tokens of a page."
+    )
+    choice = 'Choose a mode with `processor(page, mode="gundam", return_tensors="pt")`.'
+    return "\n\n".join(("## Vision tokens", layout, _modes_table(processor), choice))
+
+
+def _limits(config: Any, report: Mapping[str, Any]) -> str:
     lines = [
-        f"Converted from `{report['source']}`"
-        + (f" at commit `{report['commit']}`" if report.get("commit") else "")
-        + f", recognised as {report['layout']}: {sum(map(len, report['mapped'].values()))} tensors used, "
-        f"{len(report['unused'])} not, {len(report['initialized'])} newly initialised, kept in {report['dtype']}."
+        "This is an encoder: it returns features, and no text. Reading a page takes a language model that was trained "
+        "on these features.",
+        "The languages and scripts for which the features are good are unknown: no evaluation is part of this "
+        "repository.",
+    ]
+    if config.model_type == "deepencoder":
+        lines.append(
+            "Every page is resized to the resolution of the mode. Text that is illegible at that resolution is lost: "
+            "choose a larger mode, or tiles."
+        )
+    elif _takes_pixels(config):
+        lines.append(
+            f"The position tables were made for images of {config.image_size} x {config.image_size} pixels. Other "
+            "sizes work with resized tables, which may cost quality."
+        )
+    if report.get("initialized"):
+        lines.append("Some weights are newly initialised (see below): train them before using the features.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _conversion(report: Mapping[str, Any]) -> str:
+    # A path on somebody's disk does not belong on a card.
+    source = _base_model(report) or re.split(r"[/\\]", str(report["source"]).rstrip("/\\"))[-1]
+    commit = f" at commit `{report['commit']}`" if report.get("commit") else ""
+    lines = [
+        f"Converted from `{source}`{commit}, recognised as {report['layout']}: "
+        f"{sum(map(len, report['mapped'].values()))} tensors used, {len(report['unused'])} not used, "
+        f"{len(report['initialized'])} newly initialised, stored in {report['dtype']}."
     ]
     if report["initialized"]:
         names = ", ".join(f"`{name}`" for name in report["initialized"])
@@ -82,16 +209,34 @@ def _conversion(report: Mapping[str, Any]) -> str:
     verification = report.get("verification") or {}
     for name, figures in verification.get("outputs", {}).items():
         lines.append(
-            f"- {name}: at most {figures['max_difference']:.1e} from {verification['reference']} on the same input "
-            f"(mean {figures['mean_difference']:.1e}, values up to {figures['largest_value']:.1f})"
+            f"- {name}: differs by at most {figures['max_difference']:.1e} from {verification['reference']} on the "
+            f"same input (mean {figures['mean_difference']:.1e}, values up to {figures['largest_value']:.1f})"
         )
-    return "\n".join(lines)
+    return "## Conversion\n\n" + "\n".join(lines)
+
+
+def _licence(license: str | None) -> str:
+    weights = f"`{license}`" if license else "no licence is stated for them; ask whoever published them"
+    return f"## Licence\n\nWeights: {weights}. Code in this repository: Apache-2.0."
+
+
+def _citation(config: Any) -> str:
+    if config.model_type == "deepencoder":
+        names = ["deepseek-ocr", "sam", "clip"]
+    elif config.model_type == "deepencoder_sam":
+        names = ["deepseek-ocr", "sam"] if config.downsample_channels else ["sam"]
+    elif not _takes_pixels(config):
+        names = ["deepseek-ocr", "clip"]
+    else:
+        names = [] if _is_plain_vit(config) else ["clip"]
+    return "\n".join(["## Citation", "", "```bibtex", *(CITATIONS[name] for name in names), "```"]) if names else ""
 
 
 def make_model_card(
     folder: Path,
     config: Any,
     num_parameters: int,
+    image_processor: DeepEncoderImageProcessor | None = None,
     repo_id: str | None = None,
     tags: Sequence[str] = (),
     license: str | None = None,
@@ -100,59 +245,40 @@ def make_model_card(
     """Write the model card of a model.
 
     Args:
-        folder: where it is saved; a `conversion_report.json` there tells where it came from.
-        config: its configuration.
-        num_parameters: how many it has.
-        repo_id: where it will be; a placeholder where that is not known.
-        tags: more tags.
-        license: of the weights, as the Hub names it. Default: that of the checkpoint they were converted from, where
-            it tells; else Apache-2.0 for weights that were not converted, and `"other"` for those that were.
-        picture: name of a picture beside the card.
+        folder: where the model is saved. A `conversion_report.json` in it tells which checkpoint was converted.
+        config: the model's configuration.
+        num_parameters: number of parameters of the model.
+        image_processor: the model's image processor, which counts vision tokens. Default: one with default fields.
+        repo_id: Hub id of the repository. Default: a placeholder.
+        tags: tags beside the usual ones.
+        license: licence of the weights, as the Hub spells it. Default: that of the converted checkpoint, where its
+            own model card states one; otherwise the card has none.
+        picture: name of a picture that lies beside the card.
     """
-    model_type = config.model_type
     report = read_report(folder)
-    source = str(report.get("source", ""))
-    base_model = source if report.get("commit") and looks_like_hub_id(source) else None
-    told = report.get("license")
+    license = license or report.get("license")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        license=license or told or ("other" if report else "apache-2.0"),
-        base_model=base_model,
+        license=license,
+        base_model=_base_model(report),
         tags=sorted({*TAGS, *tags}),
     )
-    name = CLASSES[model_type]
-    model = repo_id or "this/repository"
-    parts = [
-        f"# {model.rpartition('/')[2] if repo_id else name}",
-        _what(config),
-        f"{num_parameters:,} parameters. Model type `{model_type}`.",
+    sections = [
+        f"# {repo_id.rpartition('/')[2] if repo_id else MODELS[config.model_type].name}",
+        _summary(config),
+        _architecture(config, num_parameters),
     ]
     if picture is not None:
-        parts.append(f"![A sample page, and what the encoder makes of it]({picture})")
-        parts.append("*A sample page with its token grid, and the features of each token as colours.*")
-    takes_pixels = getattr(config, "use_patch_embedding", True)
-    processor = f'processor = AutoImageProcessor.from_pretrained("{model}"{{trust}})\n' if takes_pixels else ""
-    forward = 'outputs = model(**processor("page.png", return_tensors="pt"))'
-    if not takes_pixels:
-        forward = "outputs = model(patch_embeds=feature_map)  # (batch, hidden, height, width)"
-    usage = f"""\
-{processor}model = AutoModel.from_pretrained("{model}"{{trust}}).eval()
-{forward}
-features = {RESULTS[model_type]}"""
-    parts += [
-        "## Use",
-        "With the package (`pip install deepencoder`), whose classes are then used:",
-        "```python\nimport deepencoder\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
-        + usage.format(trust="")
-        + "\n```",
-        "Without it, by the code in this repository:",
-        "```python\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
-        + usage.format(trust=", trust_remote_code=True")
-        + "\n```",
-    ]
-    if model_type == "deepencoder":
-        parts += ["## Modes", _modes(), 'Choose one with `processor(page, mode="gundam", return_tensors="pt")`.']
+        sections.append(
+            f"![A sample page and its features]({picture})\n\n"
+            "*A sample page with its token grid, and the features of each token as colours.*"
+        )
+    sections.append(_usage(config, repo_id))
+    if config.model_type == "deepencoder":
+        sections.append(_vision_tokens(config, image_processor or DeepEncoderImageProcessor()))
+    sections.append(_limits(config, report))
     if report:
-        parts += ["## Conversion", _conversion(report)]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join([*parts, CARD_MARK]) + "\n")
+        sections.append(_conversion(report))
+    sections += [_licence(license), _citation(config), CARD_MARK]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")

@@ -1,40 +1,53 @@
-"""The code that a model repository takes along: our files, flattened.
+"""The code that goes into a model repository: this package's files, flattened.
 
-Unusual: transformers' loader of remote code copies only files that lie side by side, and finds them by reading lines
-of `from .x import y`. So `modeling/sam_encoder.py` becomes `modeling_sam_encoder.py`, and its imports are rewritten;
-an import that cannot be is refused.
+Unusual: transformers' loader of remote code copies only files that lie side by side, and finds them by searching for
+lines of the form `from .x import y`. So `modeling/sam_encoder.py` becomes `modeling_sam_encoder.py` with rewritten
+imports, and an import that cannot be rewritten is an error.
 """
 
 import ast
 import sys
 from pathlib import Path
 
-__all__ = ["ALLOWED", "ROOTS", "export_code", "flatten"]
+from .. import __version__
+from ..modeling.catalog import MODELS
+from ..processing import DeepEncoderImageProcessor
+
+__all__ = ["ALLOWED", "export_code", "flatten", "root_files"]
 
 FOLDERS = ("configuration", "modeling", "processing")
 ALLOWED = ("PIL", "huggingface_hub", "numpy", "torch", "transformers")
-# By model_type, the files that its auto_map names; what these import comes along.
-ROOTS = {
-    "deepencoder": ("configuration/deepencoder.py", "modeling/deepencoder.py"),
-    "deepencoder_sam": ("configuration/sam_encoder.py", "modeling/sam_encoder.py"),
-    "deepencoder_clip_vision": ("configuration/clip_vision_encoder.py", "modeling/clip_vision_encoder.py"),
-}
-IMAGE_PROCESSOR = "processing/image_processing.py"
+"""The packages that a model repository may need, beside the standard library."""
 PACKAGE = Path(__file__).parents[1]
+
+
+def root_files(model_type: str) -> list[str]:
+    """Return the files, as `"folder/module.py"`, that define what the `auto_map` of a repository names."""
+    kind = MODELS[model_type]
+    paths = [owner.__module__.split(".")[-2:] for owner in (kind.config_class, kind.model_class)]
+    paths.append(DeepEncoderImageProcessor.__module__.split(".")[-2:])
+    return [f"{folder}/{module}.py" for folder, module in paths]
+
+
+def _check_packages(name: str, modules: list[str]) -> None:
+    for module in modules:
+        package = module.partition(".")[0]
+        if package not in ALLOWED and package not in sys.stdlib_module_names:
+            raise ValueError(f"{name} imports {module!r}; a model repository may import {', '.join(ALLOWED)} only.")
 
 
 def flatten(source: str, name: str) -> tuple[str, list[str]]:
     """Rewrite the relative imports of a file for a folder in which all files lie side by side.
 
     Args:
-        source: the file's text.
-        name: what it is called in the package, `"folder/module.py"`.
+        source: text of the file.
+        name: path of the file in the package, `"folder/module.py"`.
 
     Returns:
-        the new text, and the names of the files that it imports.
+        the new text, and the paths of the files that it imports.
 
     Raises:
-        `ValueError`: an import that cannot be rewritten, or of a package that a model repository may not need.
+        `ValueError`: an import that cannot be rewritten, or that needs a package outside [`ALLOWED`].
     """
     folder = name.partition("/")[0]
     lines = source.splitlines(keepends=True)
@@ -58,24 +71,16 @@ def flatten(source: str, name: str) -> tuple[str, list[str]]:
     return "".join(lines), needed
 
 
-def _check_packages(name: str, modules: list[str]) -> None:
-    for module in modules:
-        package = module.partition(".")[0]
-        if package not in ALLOWED and package not in sys.stdlib_module_names:
-            raise ValueError(f"{name} imports {module!r}; a model repository may import {', '.join(ALLOWED)} only.")
-
-
-def export_code(model_type: str, version: str) -> dict[str, str]:
-    """Return the files that a repository of a model of this type takes along, by name.
+def export_code(model_type: str) -> dict[str, str]:
+    """Return the text of each file that goes into a repository, by its flat name.
 
     Args:
-        model_type: of the configuration.
-        version: of this package, which each file names.
+        model_type: `model_type` of the model's configuration.
 
     Raises:
-        `ValueError`: see [`flatten`].
+        `ValueError`: a file cannot be flattened; see [`flatten`].
     """
-    waiting = [*ROOTS[model_type], IMAGE_PROCESSOR]
+    waiting = root_files(model_type)
     files: dict[str, str] = {}
     while waiting:
         name = waiting.pop()
@@ -83,6 +88,7 @@ def export_code(model_type: str, version: str) -> dict[str, str]:
         if flat in files:
             continue
         text, needed = flatten((PACKAGE / name).read_text(encoding="utf-8"), name)
-        files[flat] = f"# deepencoder {version}: {name}, flattened for this repository. Licence: Apache-2.0.\n{text}"
+        header = f"# deepencoder {__version__}: {name}, flattened for this repository. Licence: Apache-2.0."
+        files[flat] = f"{header}\n{text}"
         waiting += needed
     return files

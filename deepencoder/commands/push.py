@@ -44,7 +44,8 @@ def push(
     Lists the files that it will upload, and asks. The folder stays as it is. Log in with `hf auth login`, or set
     HF_TOKEN.
     """
-    from ..sharing.hub import collect_repository, push_folder
+    from ..sharing.repository import collect_repository
+    from ..sharing.upload import push_folder
 
     console = make_console()
     with reported_as(f"{folder} cannot be shared", OSError, ValueError):
