@@ -44,10 +44,11 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    # Created here, as some writers would give their files narrower permissions.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    permissions = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(permissions)  # safetensors, for one, puts a file of its own there that only its owner reads.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
