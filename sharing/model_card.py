@@ -184,10 +184,11 @@ def _limits(config: Any, report: Mapping[str, Any]) -> str:
             "Every page is resized to the resolution of the mode. Text that is illegible at that resolution is lost: "
             "choose a larger mode, or tiles."
         )
-    elif _takes_pixels(config):
+    else:
+        side, unit = (config.image_size, "pixels") if _takes_pixels(config) else (config.grid_size, "positions")
         lines.append(
-            f"The position tables were made for images of {config.image_size} x {config.image_size} pixels. Other "
-            "sizes work with resized tables, which may cost quality."
+            f"The position tables were made for inputs of {side} x {side} {unit}. Other resolutions work with resized "
+            "tables, which may cost quality."
         )
     if report.get("initialized"):
         lines.append("Some weights are newly initialised (see below): train them before using the features.")

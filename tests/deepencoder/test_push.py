@@ -1,0 +1,52 @@
+"""`deepencoder push`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepencoder import SamEncoder, SamEncoderConfig
+from deepencoder.sharing.repository import collect_repository
+
+from ..hub_server import Hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    SamEncoder(SamEncoderConfig.tiny()).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_push_asks_first(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    questions: list[str] = []
+    monkeypatch.setattr("typer.confirm", questions.append)  # It returns None, which means no.
+    code, out, _ = cli("push", folder, "some/model")
+    number = len(collect_repository(folder, "some/model"))
+    assert questions == [f"Upload {number} files to some/model?"]
+    assert code == 1 and "model.safetensors" in out and "generated" in out and hub.find("some/model", None) is None
+
+
+def test_push_uploads(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    code, out, err = cli("push", folder, "some/model", "--yes", "--private", "--revision", "v1", "--license", "mit")
+    assert code == 0 and "/some/model/commit/" in out, err
+    assert "some/model" in hub.private
+    found = hub.find("some/model", "v1")
+    assert found is not None and "license: mit" in (found[1] / "README.md").read_text()
+
+
+def test_errors_are_one_line(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    (folder.parent / "original").mkdir()
+    (folder.parent / "original" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    for arguments, words in (
+        ((folder.parent / "original", "some/model"), "not a saved model of this package"),
+        ((folder.parent / "gone", "some/model"), "not a saved model of this package"),
+        ((folder, "no//name"), "no//name"),
+    ):
+        code, _, err = cli("push", *arguments, "--yes")
+        assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    code, _, err = cli("push", folder, "some/model", "--yes")
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
