@@ -1,10 +1,10 @@
-"""What extraction costs beside the model: pages a second from files to shards, against the bare forward.
+"""Measures what extraction costs beside the model: pages per second from files to shards, against the bare forward.
 
     python benchmarks/extraction.py [--pages FILE ...] [--count 8] [--rounds 3] [--workers 1] [--mode base]
 
-Both run on the same pages, half of them JPEGs and half pages of a PDF, with the published sizes and random weights, in
-turns in one process and in batches of one size. The bare forward has its pixels ready, on the device. Writing is timed
-by itself, on the same features.
+Both run on the same pages, half of them JPEGs and half pages of a PDF, with a model of the published size and random
+weights. They alternate in one process and use the same batch size. The pixels of the bare forward are on the device
+before it starts. Writing the same features is timed separately.
 """
 
 import argparse
@@ -20,12 +20,19 @@ from common import RESULTS, build, environment, randomize, seconds, summarize
 from PIL import Image
 
 from deepencoder import DeepEncoderImageProcessor
-from deepencoder.extraction.batches import OUTPUTS, BatchBudget, iterate_features, prepare_image
-from deepencoder.extraction.extraction import ExtractionSettings, extract_features
-from deepencoder.extraction.features import feature_fields
-from deepencoder.extraction.listing import list_pages
-from deepencoder.extraction.pages import load_page
-from deepencoder.extraction.shards import ShardWriter, page_schema
+from deepencoder.extraction import (
+    OUTPUTS,
+    ExtractionSettings,
+    PageEncoder,
+    RunOptions,
+    extract_features,
+    iterate_features,
+    list_pages,
+    load_page,
+)
+from deepencoder.extraction.batching import BatchBudget
+from deepencoder.extraction.preparation import prepare_image
+from deepencoder.extraction.shard_writer import ShardWriter
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[!e]*.png"))
 
@@ -40,12 +47,11 @@ def make_corpus(folder: Path, pages: list[Path], count: int) -> tuple[str, ...]:
     return (str(folder),)
 
 
-def measure_writing(rows: list[Any], settings: ExtractionSettings, fields: Any, folder: Path) -> float:
-    """Seconds to write pages as one shard."""
-    constants = {"model": settings.model, "commit": settings.commit, "mode": settings.mode}
+def measure_writing(rows: list[Any], settings: ExtractionSettings, encoder: PageEncoder, folder: Path) -> float:
+    """Return the seconds that it takes to write pages as one shard."""
     folder.mkdir(parents=True)
     start = time.perf_counter()
-    writer = ShardWriter(folder, page_schema(fields), constants, dtype=settings.dtype)
+    writer = ShardWriter(folder, encoder.schema, settings, RunOptions())
     for row in rows:
         writer.add(row)
     writer.close()
@@ -75,7 +81,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "corpus").mkdir()
         sources = make_corpus(folder / "corpus", options.pages, options.count)
-        settings = ExtractionSettings(sources, "random", "0", options.mode, outputs=OUTPUTS)
+        settings = ExtractionSettings(sources, "random", "0", options.mode, outputs=tuple(OUTPUTS))
         pages = list(list_pages(sources))
         largest = max(prepare_image(load_page(page), processor).pixels for page in pages)
         batch_size = max(1, BatchBudget("auto", device).pixels // largest)
@@ -83,16 +89,15 @@ def main() -> None:
             processor([load_page(page) for page in pages[start : start + batch_size]], return_tensors="pt").to(device)
             for start in range(0, len(pages), batch_size)
         ]
-        fields = feature_fields(model.config, processor, OUTPUTS, "float16")
+        encoder = PageEncoder(model, processor, BatchBudget(batch_size, device))
 
         def forward() -> None:
             for inputs in ready:
                 model(**inputs)
 
         def extract(output: Path) -> None:
-            summary = extract_features(
-                settings, output, lambda: (model, processor), workers=options.workers, batch_size=batch_size
-            )
+            run_options = RunOptions(workers=options.workers, batch_size=batch_size)
+            summary = extract_features(settings, output, lambda: (model, processor), run_options)
             if summary.written != len(pages):
                 raise RuntimeError(f"{summary.written} of {len(pages)} pages were written")
 
@@ -100,9 +105,9 @@ def main() -> None:
         for index in range(options.rounds):
             bare.append(seconds(forward, device) / len(pages))
             whole.append(seconds(lambda index=index: extract(folder / f"output-{index}"), device) / len(pages))  # type: ignore[misc]
-        rows = list(iterate_features(pages, model, processor, batch_size=batch_size, workers=options.workers))
+        rows = list(iterate_features(pages, encoder, workers=options.workers))
         for index in range(options.rounds):
-            writing.append(measure_writing(rows, settings, fields, folder / f"written-{index}") / len(rows))
+            writing.append(measure_writing(rows, settings, encoder, folder / f"written-{index}") / len(rows))
     report: dict[str, Any] = {
         "environment": environment(device),
         "pages": len(pages),

@@ -16,14 +16,9 @@ import torch
 from datasets import load_dataset
 from matplotlib import pyplot
 from PIL import Image
-from transformers import AutoModel
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.extraction.extraction import ExtractionSettings, extract_features
-from deepencoder.extraction.features import identify_model
-from deepencoder.extraction.listing import list_pages
-from deepencoder.extraction.pages import load_page
+from deepencoder.extraction import ExtractionSettings, IdentifiedModel, extract_features, list_pages, load_page
 
 PAGES = Path(__file__).parent
 
@@ -71,11 +66,12 @@ def main() -> None:
 
     pages = [str(path) for path in sorted(PAGES.glob("*.png")) if path.name != "encoding.png"]
     sources = tuple(dict.fromkeys([options.query, *pages, str(pdf)]))
-    processor = AutoImageProcessor.from_pretrained(model)
+    encoder = IdentifiedModel.find(model)
+    processor = encoder.load_image_processor()
     mode = processor.mode or "custom"
-    settings = ExtractionSettings(sources, model, identify_model(model), mode, dtype="float32")
+    settings = ExtractionSettings(sources, model, encoder.identity, mode, dtype="float32")
     features = options.output / "features"
-    extract_features(settings, features, lambda: (AutoModel.from_pretrained(model).eval(), processor))
+    extract_features(settings, features, lambda: (encoder.load(), processor))
 
     ranked = find_nearest(load_dataset(str(features), split="train"), options.query)
     for similarity, row in ranked:

@@ -1,8 +1,8 @@
-"""The same corpus into the same shards, by Ray Data: on a cluster, with its scheduling, retries and back-pressure.
+"""Extracts the features of a corpus with Ray Data: on a cluster, with Ray's scheduling, retries and back-pressure.
 
-Unusual: nothing here schedules anything. Pages are listed a file a task, decoded in tasks, encoded by actors that hold
-the model, and written by Ray. It writes into a hidden folder, as a task that dies leaves half a file; whole files move
-to the other shards at the end, or at the beginning of the next run, by whichever engine.
+Unusual: nothing here schedules anything. Tasks list the pages of one file each, further tasks decode pages, actors
+that hold the model encode them, and Ray writes the rows. Ray writes into a hidden folder, as a task that dies leaves
+half a file; complete files move to the other shards at the end, or at the start of the next run of either engine.
 """
 
 import logging
@@ -16,33 +16,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batches import BatchBudget, PageLoader, encode_prepared, not_prepared
-from .extraction import BadPageError, ExtractionSettings, ExtractionSummary, finish_output, lock_output, open_output
-from .features import feature_fields
+from .arrow import to_table
+from .encoding import PageEncoder
+from .ledger import FailureLog, merge_failures, read_finished, read_shards
 from .listing import NoImagesError, list_files
+from .output_folder import STAGING, collect_staged, finish_output, lock_output, open_output
 from .pages import FailedPage, Page
-from .shards import (
-    STAGING,
-    FailureLog,
-    collect_staged,
-    merge_failures,
-    page_schema,
-    read_finished,
-    read_shards,
-    to_table,
-)
-from .workers import PAGE_TIMEOUT, DiedError, Worker
+from .preparation import PageLoader, not_prepared
+from .settings import BadPageError, ExtractionSettings, ExtractionSummary, RunOptions
+from .workers import DiedError, Worker
 
 if TYPE_CHECKING:
     import pyarrow
 
 __all__ = ["extract_with_ray"]
 
-PAGES_A_CALL = 64  # that an actor takes at once, and cuts into batches
+PAGES_PER_CALL = 64  # Pages that an actor takes at once; it cuts them into batches itself.
 
 
 class _Lister:
-    """A file -> the pages of it that are to be done, as pickled references."""
+    """Lists the pages of a file that are still to be done, as pickled references."""
 
     def __init__(self, settings: ExtractionSettings, is_finished: Callable[[str, int], bool]) -> None:
         self.settings, self.is_finished = settings, is_finished
@@ -54,16 +47,18 @@ class _Lister:
         try:
             for page in pages:
                 yield {"page": pickle.dumps(page)}
-        except (NoImagesError, FileNotFoundError) as error:  # it happened to lie there, or has gone
+        except (NoImagesError, FileNotFoundError) as error:
             if row["file"] in self.settings.sources:
                 raise
+            # The file was only found in a folder, or is gone since.
             yield {"page": pickle.dumps(FailedPage(row["file"], error=str(error)))}
 
 
 class _Preparer:
-    """A page's reference -> what a [`PageLoader`], pickled, makes of it.
+    """Loads and prepares a page with a pickled [`PageLoader`].
 
-    In a process beside Ray's own, which a decoder may kill: Ray would try the same pages again until it gave up.
+    It does so in a process beside Ray's own, since a decoder may kill its process: Ray would then retry the same pages
+    until it gave up.
     """
 
     def __init__(self, loader: bytes, page_timeout: float | None) -> None:
@@ -80,43 +75,31 @@ class _Preparer:
 
 @lru_cache(maxsize=1)
 def _decoder(loader: bytes, page_timeout: float | None, process: int) -> Worker[Page, Any]:
-    return Worker(pickle.loads(loader), page_timeout)  # kept from task to task
+    """Return a process that decodes, which is kept for the next tasks of this process."""
+    return Worker(pickle.loads(loader), page_timeout)
 
 
 class _Encoder:
-    """Prepared pages -> rows of a shard. An actor, which holds the model; failed pages go to a log of its own."""
+    """Turns prepared pages into rows of a shard. It is an actor, which holds the model and a log of failed pages."""
 
     def __init__(
-        self,
-        settings: ExtractionSettings,
-        output: Path,
-        load: Callable[[], tuple[Any, Any]],
-        batch_size: int | str,
-        strict: bool,
+        self, settings: ExtractionSettings, output: Path, load: Callable[[], tuple[Any, Any]], options: RunOptions
     ) -> None:
-        self.settings, self.strict = settings, strict
-        self.model, self.image_processor = load()
-        self.model.eval()
-        outputs, dtype = settings.outputs, settings.dtype
-        self.schema = page_schema(
-            feature_fields(self.model.config, self.image_processor, outputs, dtype, settings.named_mode)
-        )
-        self.budget = BatchBudget(batch_size, next(self.model.parameters()).device)
+        self.settings, self.strict = settings, options.strict
+        self.encoder = PageEncoder.for_run(*load(), settings, options.batch_size)
+        self.schema = self.encoder.schema
         self.failures = FailureLog(output, uuid.uuid4().int)
 
     def __call__(self, batch: "pyarrow.Table") -> "pyarrow.Table":
-        prepared = (pickle.loads(value) for value in batch["prepared"].to_pylist())
-        settings, rows = self.settings, []
-        for row in encode_prepared(
-            prepared, self.model, self.image_processor, settings.outputs, settings.dtype, self.budget
-        ):
+        rows = []
+        for row in self.encoder.encode_pages(pickle.loads(value) for value in batch["prepared"].to_pylist()):
             if not row.error:
                 rows.append(row)
                 continue
             if self.strict:
                 raise BadPageError(f"{row.page.source}, page {row.page.page}: {row.error}")
             self.failures.add(row)
-        return to_table(rows, self.schema, model=settings.model, commit=settings.commit, mode=settings.mode)
+        return to_table(rows, self.schema, self.settings.constants)
 
 
 def extract_with_ray(
@@ -124,28 +107,22 @@ def extract_with_ray(
     output: Path,
     load: Callable[[], tuple[Any, Any]],
     image_processor: Any,
+    options: RunOptions | None = None,
     *,
     actors: int | None = None,
-    batch_size: int | str = "auto",
-    page_timeout: float | None = PAGE_TIMEOUT,
-    shard_size: int = 512 << 20,
-    resume: bool = True,
-    retry_failed: bool = False,
-    strict: bool = False,
 ) -> ExtractionSummary:
     """Do what [`extract_features`] does, on the cluster that `ray.init` finds (`RAY_ADDRESS`), or on this machine.
 
     Args:
-        settings, output, batch_size, page_timeout, resume, retry_failed, strict: as for [`extract_features`]. Sources
-            and output must be reachable under the same names on every node.
+        settings, output, options: as for [`extract_features`]. Sources and output must be reachable under the same
+            names on every node. `options.shard_size` is the least size of a file, if there is enough data.
         load: returns the model, on the device of the actor that calls it, and the image processor. It is pickled.
-        image_processor ([`DeepEncoderImageProcessor`]): the model's.
-        actors (`int`, *optional*): copies of the model. Default: one a GPU, or one without GPUs.
-        shard_size (`int`): bytes of features that a file has at least, if there are so many.
+        image_processor ([`DeepEncoderImageProcessor`]): the model's image processor.
+        actors (`int`, *optional*): number of copies of the model. Default: one per GPU, or one without GPUs.
 
     Raises:
         `ImportError`: Ray is missing.
-        `ValueError`: as [`extract_features`]; and safetensors shards, which Ray does not write.
+        `ValueError`: as for [`extract_features`]; and for safetensors shards, which Ray does not write.
     """
     try:
         import ray
@@ -155,35 +132,55 @@ def extract_with_ray(
     if settings.format != "parquet":
         raise ValueError(f"format must be 'parquet' with engine 'ray', got {settings.format!r}.")
     started = time.monotonic()
-    output = Path(output).absolute()
+    output, options = Path(output).absolute(), options or RunOptions()
     with lock_output(output):
-        open_output(output, settings, resume=resume, retry_failed=retry_failed)
-        before = sum(shard["rows"] for shard in read_shards(output))
-        failed_before = len(merge_failures(output))
+        open_output(output, settings, options)
+        before, failed_before = _count_rows(output), len(merge_failures(output))
         files = list(list_files(settings.sources, output))
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        pages = ray.data.from_items([{"file": file} for file in files]).flat_map(
-            _Lister(settings, read_finished(output))
-        )
-        loader = ray.cloudpickle.dumps(PageLoader(image_processor, settings.named_mode))
-        features = pages.map(_Preparer(loader, page_timeout)).map_batches(
+        features = _plan(files, settings, output, load, image_processor, options, actors)
+        try:
+            features.write_parquet(str(output / STAGING), min_bytes_per_file=options.shard_size)
+        except ray.exceptions.RayError as error:
+            bad_page = re.search(r"BadPageError: (.+)", str(error))  # Only the text of the error comes back.
+            raise BadPageError(bad_page[1]) if bad_page else RuntimeError(str(error)) from error
+        finally:
+            collect_staged(output)
+        written, failed = _count_rows(output) - before, len(merge_failures(output)) - failed_before
+        return finish_output(output, settings, [(written, failed, False)], time.monotonic() - started)
+
+
+def _plan(
+    files: list[str],
+    settings: ExtractionSettings,
+    output: Path,
+    load: Callable[[], tuple[Any, Any]],
+    image_processor: Any,
+    options: RunOptions,
+    actors: int | None,
+) -> Any:
+    """Return the lazy dataset of features, from files to rows."""
+    import ray
+    import ray.data
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    loader = ray.cloudpickle.dumps(PageLoader(image_processor, settings.named_mode))
+    return (
+        ray.data.from_items([{"file": file} for file in files])
+        .flat_map(_Lister(settings, read_finished(output)))
+        .map(_Preparer(loader, options.page_timeout))
+        .map_batches(
             _Encoder,
-            fn_constructor_args=(settings, output, load, batch_size, strict),
-            batch_size=PAGES_A_CALL,
+            fn_constructor_args=(settings, output, load, options),
+            batch_size=PAGES_PER_CALL,
             batch_format="pyarrow",
             concurrency=actors or gpus or 1,
             num_gpus=1 if gpus else None,
         )
-        try:
-            features.write_parquet(str(output / STAGING), min_bytes_per_file=shard_size)
-        except ray.exceptions.RayError as error:
-            bad_page = re.search(r"BadPageError: (.+)", str(error))  # all that comes back is the text
-            raise BadPageError(bad_page[1]) if bad_page else RuntimeError(str(error)) from error
-        finally:
-            collect_staged(output)
-        written = sum(shard["rows"] for shard in read_shards(output)) - before
-        failed = len(merge_failures(output)) - failed_before
-        return finish_output(output, settings, [(written, failed, False)], time.monotonic() - started)
+    )
+
+
+def _count_rows(output: Path) -> int:
+    return sum(int(shard["rows"]) for shard in read_shards(output))

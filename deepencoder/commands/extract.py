@@ -1,44 +1,118 @@
 """`deepencoder extract`: a corpus in, shards of features out.
 
-Unusual: started by `accelerate launch -m deepencoder extract`, its processes share the corpus. The first Ctrl-C (or
-SIGTERM) ends after the batch at hand; the second at once, and what is lost then is one shard.
+Unusual: processes that `accelerate launch -m deepencoder extract` starts share the corpus. The first Ctrl-C or SIGTERM
+ends the run after the current batch; a second one ends it at once, which costs at most one shard per process.
 """
 
 import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers.utils.hub import extract_commit_hash
 
-from ..extraction import batches, extraction, features, shards
+from ..extraction import settings
+from ..extraction.outputs import DTYPES, OUTPUTS
 from ..extraction.workers import PAGE_TIMEOUT
+from .dataclass_options import takes_options
 from .errors import UserError, one_line
-from .models import DEMO_NOTICE, Source, load_model, load_processor, pick_device
+from .models import Source, load_model, load_processor, name_source, pick_device
 from .options import Dtype, FullDownloadOption, Mode, ModelOption, RevisionOption, TrustOption
 from .terminal import make_console
 
-__all__ = ["extract"]
+if TYPE_CHECKING:
+    import torch
 
-KeptDtype = Enum("KeptDtype", {name: name for name in batches.DTYPES}, type=str)  # type: ignore[misc]
+__all__ = ["ExtractOptions", "extract"]
+
+KeptDtype = Enum("KeptDtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 Engine = Enum("Engine", {"local": "local", "ray": "ray"}, type=str)
-ShardFormat = Enum("ShardFormat", {name: name for name in shards.FORMATS}, type=str)  # type: ignore[misc]
-FLOAT16, LOCAL, PARQUET = KeptDtype("float16"), Engine("local"), ShardFormat("parquet")
+ShardFormat = Enum("ShardFormat", {name: name for name in settings.FORMATS}, type=str)  # type: ignore[misc]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-MOST_LINES = 20  # of failed pages on the screen; all are in the file
-WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
-A_LONG_TIME = timedelta(days=365)  # that processes may wait for the slowest at the end
+MAX_LINES = 20  # Failed pages that are printed; all of them are in the file.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # Those that accelerate reads.
+MAX_WAIT = timedelta(days=365)  # Time that processes may wait for the slowest one at the end.
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """The arguments and options of the command."""
+
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Images, PDFs, TIFFs, folders, globs, parquet files, WebDataset tars, folders written by "
+            "Dataset.save_to_disk, and Hub ids of datasets.",
+        ),
+    ]
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="New folder, or one whose work is continued.")
+    ]
+    model: ModelOption = None
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="Resolution mode. Default: the mode of the model's image processor.", show_default=False),
+    ] = None
+    outputs: Annotated[str, typer.Option(help=f"Outputs to keep, out of {','.join(OUTPUTS)}.")] = "pooled"
+    dtype: Annotated[
+        KeptDtype, typer.Option(help="Dtype in which features are kept; bfloat16 is stored as float32.")
+    ] = KeptDtype("float16")
+    model_dtype: Annotated[
+        Dtype, typer.Option(help="Dtype in which the model computes; auto is the dtype of the checkpoint.")
+    ] = Dtype.auto
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device to compute on: cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.",
+            show_default=False,
+        ),
+    ] = None
+    batch_size: Annotated[
+        str, typer.Option(help="Pages per batch; auto chooses by the number of pixels and the free memory.")
+    ] = "auto"
+    shard_size: Annotated[str, typer.Option(help="Size of the features in a shard.")] = "512MB"
+    shard_minutes: Annotated[float, typer.Option(help="Minutes after which a shard is closed, whatever its size.")] = (
+        30.0
+    )
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode pages. Default: half the cores, at most 8.", show_default=False),
+    ] = None
+    page_timeout: Annotated[float, typer.Option(help="Seconds after which decoding a page is given up.")] = (
+        PAGE_TIMEOUT
+    )
+    dpi: Annotated[int, typer.Option(help="Resolution at which PDF pages are rendered, in DPI.")] = 144
+    split: Annotated[str | None, typer.Option(help="Dataset split to read.")] = None
+    column: Annotated[str | None, typer.Option(help="Image column of tables and datasets.")] = None
+    format: Annotated[ShardFormat, typer.Option(help="File format of the features; metadata is always parquet.")] = (
+        ShardFormat("parquet")
+    )
+    resume: Annotated[bool, typer.Option(help="Continue the work in DIR instead of refusing the folder.")] = True
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try the pages again that failed in earlier runs.")
+    ] = False
+    strict: Annotated[bool, typer.Option("--strict", help="End at the first page that cannot be used.")] = False
+    engine: Annotated[
+        Engine, typer.Option(help="ray runs Ray Data on the cluster of RAY_ADDRESS, or on this machine.")
+    ] = Engine("local")
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Copies of the model with engine ray. Default: one per GPU.", show_default=False),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
+    revision: RevisionOption = None
+    trust_remote_code: TrustOption = False
+    full_download: FullDownloadOption = False
 
 
 def _to_bytes(size: str) -> int:
@@ -55,22 +129,58 @@ def _to_batch_size(value: str) -> int | str:
     return value if value == "auto" else int(value)
 
 
-def _identify(source: Source | None) -> str:
-    """Name the very weights."""
-    if source is None:
-        return "demo"
-    if os.path.exists(source.model):
-        return features.identify_model(source.model)
-    path = source.find("config.json")
-    commit = extract_commit_hash(path, None)
-    if commit is None:
-        raise UserError(f"--model {source.model!r}: its commit is not known.")
-    return commit
+def _make_run_options(options: ExtractOptions) -> settings.RunOptions:
+    batch_size, shard_size = _to_batch_size(options.batch_size), _to_bytes(options.shard_size)
+    workers = max(1, min(8, (os.cpu_count() or 1) // 2)) if options.workers is None else options.workers
+    if workers < 0 or options.dpi < 1 or not (options.shard_minutes > 0 and options.page_timeout > 0):
+        raise UserError("--workers must not be negative, --dpi, --shard-minutes and --page-timeout must be positive.")
+    return settings.RunOptions(
+        batch_size=batch_size,
+        workers=workers,
+        page_timeout=options.page_timeout,
+        shard_size=shard_size,
+        shard_seconds=60 * options.shard_minutes,
+        resume=options.resume,
+        retry_failed=options.retry_failed,
+        strict=options.strict,
+        count=make_console(stderr=True).is_terminal,
+    )
+
+
+def _make_settings(options: ExtractOptions, processor: Any) -> settings.ExtractionSettings:
+    from ..extraction.models import identify_model
+
+    try:
+        return settings.ExtractionSettings(
+            sources=tuple(options.sources),
+            model=options.model or "demo",
+            commit="demo" if options.model is None else identify_model(options.model, options.revision),
+            mode=options.mode.value if options.mode is not None else processor.mode or "custom",
+            outputs=tuple(name.strip() for name in options.outputs.split(",")),
+            dtype=options.dtype.value,
+            dpi=options.dpi,
+            split=options.split,
+            column=options.column,
+            format=options.format.value,
+            model_dtype=options.model_dtype.value,
+        )
+    except ValueError as error:
+        raise UserError(f"--{one_line(error)}") from error
+
+
+class _LoadModel:
+    """Loads the model where it is called: in this process, or in an actor on another machine."""
+
+    def __init__(self, source: Source | None, dtype: Dtype, device: str | None, processor: Any) -> None:
+        self.source, self.dtype, self.device, self.processor = source, dtype, device, processor
+
+    def __call__(self) -> tuple[Any, Any]:
+        return load_model(self.source, self.dtype, pick_device(self.device)), self.processor
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[Callable[[], int]]:
-    """Give what returns the first signal that asked to end, or 0; a second one ends at once."""
+    """Yield a function that returns the first signal that asked to end, or 0. A second signal ends at once."""
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -85,16 +195,6 @@ def _stopped_by_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-class _LoadModel:
-    """Loads the model where it is called: here, or in an actor on another machine."""
-
-    def __init__(self, source: Source | None, dtype: Dtype, device: str | None, processor: Any) -> None:
-        self.source, self.dtype, self.device, self.processor = source, dtype, device, processor
-
-    def __call__(self) -> tuple[Any, Any]:
-        return load_model(self.source, self.dtype, pick_device(self.device)), self.processor
 
 
 class _Bar:
@@ -114,7 +214,7 @@ class _Bar:
         )
         self.task = self.bar.add_task("", total=None, rate="-", failed=0)
 
-    def update(self, progress: extraction.Progress) -> None:
+    def update(self, progress: settings.Progress) -> None:
         speed = self.bar.tasks[0].speed
         self.bar.update(
             self.task,
@@ -125,151 +225,27 @@ class _Bar:
         )
         if progress.failed > self.failed:
             self.failed = progress.failed
-            if self.failed <= MOST_LINES:
+            if self.failed <= MAX_LINES:
                 self.console.print(f"Failed: {progress.error}", style="yellow", soft_wrap=True)
-            elif self.failed == MOST_LINES + 1:
-                self.console.print("More pages failed: failures.jsonl names them.", style="yellow")
+            elif self.failed == MAX_LINES + 1:
+                self.console.print("More pages failed; see failures.jsonl.", style="yellow")
 
 
-def extract(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Images, PDFs, TIFFs, folders, globs, parquet files, WebDataset tars, folders of datasets, Hub ids.",
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder, or one to go on with.")],
-    model: ModelOption = None,
-    mode: Annotated[Mode | None, typer.Option(help="Default: the model's own.", show_default=False)] = None,
-    outputs: Annotated[str, typer.Option(help="Any of pooled,tokens,vision_tokens.")] = "pooled",
-    dtype: Annotated[KeptDtype, typer.Option(help="Of the features; bfloat16 is kept as float32.")] = FLOAT16,
-    model_dtype: Annotated[Dtype, typer.Option(help="In which the model computes.")] = Dtype.auto,
-    device: Annotated[str | None, typer.Option(help="Default: an accelerator if there is one.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Pages, or auto: by pixels and memory.")] = "auto",
-    shard_size: Annotated[str, typer.Option(help="Of features in a file.")] = "512MB",
-    shard_minutes: Annotated[float, typer.Option(help="A shard is closed after so long, whatever its size.")] = 30.0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that decode. Default: half the cores, 8 at most.", show_default=False)
-    ] = None,
-    page_timeout: Annotated[
-        float, typer.Option(help="Seconds that decoding a page may take; then it fails.")
-    ] = PAGE_TIMEOUT,
-    dpi: Annotated[int, typer.Option(help="At which PDFs are rendered.")] = 144,
-    split: Annotated[str | None, typer.Option(help="Of datasets.")] = None,
-    column: Annotated[str | None, typer.Option(help="With images, of tables and datasets.")] = None,
-    format: Annotated[ShardFormat, typer.Option(help="Of the features.")] = PARQUET,
-    resume: Annotated[bool, typer.Option(help="Go on with the work in DIR.")] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try pages again that failed before.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="End at the first page that cannot be used.")] = False,
-    engine: Annotated[Engine, typer.Option(help="ray: Ray Data, on the cluster of RAY_ADDRESS or here.")] = LOCAL,
-    actors: Annotated[
-        int | None, typer.Option(min=1, help="With ray: copies of the model. Default: one a GPU.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    full_download: FullDownloadOption = False,
-) -> None:
-    """Extract features of a whole corpus into parquet shards, which datasets and pyarrow open as they are.
-
-    The same command goes on where an earlier one ended, however it ended. Pages that cannot be used are in
-    DIR/failures.jsonl. For several GPUs or machines: accelerate launch -m deepencoder extract ...
-    """
-    console, errors = make_console(), make_console(stderr=True)
-    chosen_batch_size, shard_bytes = _to_batch_size(batch_size), _to_bytes(shard_size)
-    if workers is None:
-        workers = max(1, min(8, (os.cpu_count() or 1) // 2))
-    if workers < 0 or dpi < 1 or not (shard_minutes > 0 and page_timeout > 0):
-        raise UserError("--workers must not be negative, --dpi, --shard-minutes and --page-timeout must be positive.")
-    target_device, rank, world_size, gather = _join_processes(device)
-    if model is None and rank == 0:
-        errors.print(DEMO_NOTICE, style="yellow", soft_wrap=True)
-    source = None if model is None else Source(model, trust_remote_code, revision, full_download)
-    processor = load_processor(source)
+@contextmanager
+def _reported_errors(output: Path) -> Iterator[None]:
+    """Turn the errors of an extraction into one line each."""
     try:
-        settings = extraction.ExtractionSettings(
-            sources=tuple(sources),
-            model=model or "demo",
-            commit=_identify(source),
-            mode=mode.value if mode is not None else processor.mode or "custom",
-            outputs=tuple(name.strip() for name in outputs.split(",")),
-            dtype=dtype.value,
-            dpi=dpi,
-            split=split,
-            column=column,
-            format=format.value,
-            model_dtype=model_dtype.value,
-        )
-    except ValueError as error:
-        raise UserError(f"--{one_line(error)}") from error
-
-    if engine is not LOCAL:
-        summary = _extract_with_ray(
-            settings,
-            output,
-            _LoadModel(source, model_dtype, device, processor),
-            actors=actors,
-            batch_size=chosen_batch_size,
-            page_timeout=page_timeout,
-            shard_size=shard_bytes,
-            resume=resume,
-            retry_failed=retry_failed,
-            strict=strict,
-        )
-        _report(console, output, summary, as_json, interrupted=False)
-        return
-
-    bar = _Bar(errors, rank == 0)
-    with _stopped_by_signals() as stopped, bar.bar:
-        try:
-            summary = extraction.extract_features(
-                settings,
-                output,
-                _LoadModel(source, model_dtype, str(target_device), processor),
-                batch_size=chosen_batch_size,
-                workers=workers,
-                page_timeout=page_timeout,
-                shard_size=shard_bytes,
-                shard_seconds=60 * shard_minutes,
-                resume=resume,
-                retry_failed=retry_failed,
-                strict=strict,
-                count=errors.is_terminal,
-                rank=rank,
-                world_size=world_size,
-                gather=gather,
-                stop=lambda: bool(stopped()),
-                on_progress=bar.update,
-            )
-        except OSError as error:
-            raise UserError(f"{one_line(error).removesuffix('.')}. Finished shards in {output} are kept.") from error
-        except (ImportError, ValueError, RuntimeError) as error:
-            raise UserError(one_line(error)) from error
-        received = stopped()
-    if rank == 0:
-        _report(console, output, summary, as_json, bool(received))
-    _leave_processes(world_size)
-    if received:
-        raise typer.Exit(128 + received)
-
-
-def _extract_with_ray(
-    settings: extraction.ExtractionSettings, output: Path, load: _LoadModel, **options: Any
-) -> extraction.ExtractionSummary:
-    from ..extraction.ray_engine import extract_with_ray
-
-    try:
-        return extract_with_ray(settings, output, load, load.processor, **options)
+        yield
     except OSError as error:
         raise UserError(f"{one_line(error).removesuffix('.')}. Finished shards in {output} are kept.") from error
     except (ImportError, ValueError, RuntimeError) as error:
         raise UserError(one_line(error)) from error
 
 
-def _report(
-    console: Console, output: Path, summary: extraction.ExtractionSummary, as_json: bool, interrupted: bool
-) -> None:
+def _report(output: Path, summary: settings.ExtractionSummary, as_json: bool, interrupted: bool = False) -> None:
+    from ..extraction.ledger import FAILURES
+
+    console = make_console()
     if as_json:
         console.print(json.dumps({"output": str(output), **asdict(summary)}), soft_wrap=True)
         return
@@ -280,28 +256,101 @@ def _report(
     rate = summary.written / summary.seconds if summary.seconds else 0
     console.print(
         f"{output}: {summary.written:,} pages in {summary.seconds:.1f} s ({rate:.2f} pages/s), "
-        f"{summary.newly_failed:,} failed; in all {summary.pages:,} pages in {summary.shards:,} files, "
+        f"{summary.newly_failed:,} failed; in total {summary.pages:,} pages in {summary.shards:,} files, "
         f"{summary.bytes / 1e6:,.1f} MB",
         soft_wrap=True,
     )
     if summary.failed:
-        console.print(f"Failed pages and why: {output / shards.FAILURES}", soft_wrap=True)
+        console.print(f"Failed pages and the reasons: {output / FAILURES}", soft_wrap=True)
     if interrupted:
-        console.print("Interrupted: the same command goes on from here.")
+        console.print("Interrupted. The same command continues from here.")
 
 
-def _join_processes(device: str | None) -> tuple[torch.device, int, int, Callable[[Any], Sequence[Any]] | None]:
-    """Return this process' device, rank, how many there are, and how to hear from all of them."""
+def _join_processes(device: str | None) -> "tuple[torch.device, settings.ProcessGroup]":
+    """Return the device of this process, and the processes that a launcher started together with it."""
     if all(os.environ.get(name, "1") == "1" for name in WORLD_SIZES):
-        return pick_device(device), 0, 1, None
+        return pick_device(device), settings.ProcessGroup()
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(cpu=device == "cpu", timeout=A_LONG_TIME)
+    state = PartialState(cpu=device == "cpu", timeout=MAX_WAIT)
     chosen = state.device if device is None else pick_device(device)
-    return chosen, state.process_index, state.num_processes, lambda value: gather_object([value])
+    processes = settings.ProcessGroup(
+        state.process_index, state.num_processes, gather=lambda value: gather_object([value])
+    )
+    return chosen, processes
 
 
-def _leave_processes(world_size: int) -> None:
-    if world_size > 1:
+def _leave_processes(processes: settings.ProcessGroup) -> None:
+    if processes.world_size > 1:
+        import torch
+
         torch.distributed.destroy_process_group()
+
+
+@takes_options(ExtractOptions)
+def extract(options: ExtractOptions) -> None:
+    """Extract the features of a whole corpus into parquet shards, which datasets and pyarrow open as they are.
+
+    The same command continues where an earlier one ended, however it ended. Pages that cannot be used are listed in
+    DIR/failures.jsonl. For several GPUs or machines: accelerate launch -m deepencoder extract ...
+    """
+    run_options = _make_run_options(options)
+    device, processes = _join_processes(options.device)
+    source = name_source(
+        options.model,
+        options.trust_remote_code,
+        options.revision,
+        options.full_download,
+        notice=processes.rank == 0,
+    )
+    processor = load_processor(source)
+    chosen = _make_settings(options, processor)
+    if options.engine.value == "ray":
+        load = _LoadModel(source, options.model_dtype, options.device, processor)
+        _extract_with_ray(options, chosen, load, run_options)
+    else:
+        load = _LoadModel(source, options.model_dtype, str(device), processor)
+        _extract_here(options, chosen, load, run_options, processes)
+
+
+def _extract_with_ray(
+    options: ExtractOptions,
+    chosen: settings.ExtractionSettings,
+    load: _LoadModel,
+    run_options: settings.RunOptions,
+) -> None:
+    from ..extraction.ray_engine import extract_with_ray
+
+    with _reported_errors(options.output):
+        summary = extract_with_ray(chosen, options.output, load, load.processor, run_options, actors=options.actors)
+    _report(options.output, summary, options.as_json)
+
+
+def _extract_here(
+    options: ExtractOptions,
+    chosen: settings.ExtractionSettings,
+    load: _LoadModel,
+    run_options: settings.RunOptions,
+    processes: settings.ProcessGroup,
+) -> None:
+    from ..extraction.local_engine import extract_features
+
+    bar = _Bar(make_console(stderr=True), shown=processes.rank == 0)
+    with _stopped_by_signals() as stopped, bar.bar:
+        with _reported_errors(options.output):
+            summary = extract_features(
+                chosen,
+                options.output,
+                load,
+                run_options,
+                processes,
+                stop=lambda: bool(stopped()),
+                on_progress=bar.update,
+            )
+        received = stopped()
+    if processes.rank == 0:
+        _report(options.output, summary, options.as_json, bool(received))
+    _leave_processes(processes)
+    if received:
+        raise typer.Exit(128 + received)

@@ -1,0 +1,113 @@
+"""Models by name: which weights they have, and how they are loaded.
+
+Unusual: features are only comparable if the same weights made them, so a model is identified by the commit of its
+repository or by a hash of its files, never by its name alone. What is loaded from the Hub is that very commit, even if
+the branch moves on meanwhile.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+__all__ = ["IdentifiedModel", "identify_model"]
+
+MODEL_TYPE = "deepencoder"
+HASHED_FILES = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt*",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+HASH_PREFIX = "sha256:"
+
+
+def identify_model(model: str | os.PathLike[str], revision: str | None = None) -> str:
+    """Return the identity of a model's weights.
+
+    Args:
+        model: a folder, a file of weights, or a Hub id.
+        revision (`str`, *optional*): branch, tag or commit of a model on the Hub.
+
+    Returns:
+        `str`: the commit of a model on the Hub; else `"sha256:..."`, a hash of the file or of the folder's files.
+
+    Raises:
+        `OSError`: the model cannot be reached.
+        `ValueError`: the commit of a model on the Hub is not known, as it has no configuration.
+    """
+    if os.path.exists(model):
+        return _hash_files(Path(model))
+    path = cached_file(os.fspath(model), CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+    commit = extract_commit_hash(path, None)
+    if commit is None:
+        raise ValueError(f"model {os.fspath(model)!r}: its commit is not known.")
+    return str(commit)
+
+
+def _hash_files(path: Path) -> str:
+    names = [path] if path.is_file() else sorted({file for pattern in HASHED_FILES for file in path.glob(pattern)})
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.name.encode() + b"\0")
+        with name.open("rb") as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                digest.update(block)
+    return HASH_PREFIX + digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class IdentifiedModel:
+    """A DeepEncoder that can be loaded, and the identity of its weights. It is small and can be pickled.
+
+    Args:
+        name (`str`): a folder or a Hub id.
+        identity (`str`): what [`identify_model`] returns for it.
+        trust_remote_code (`bool`): as for `from_pretrained`.
+    """
+
+    name: str
+    identity: str
+    trust_remote_code: bool = False
+
+    @classmethod
+    def find(
+        cls, name: str | os.PathLike[str], revision: str | None = None, trust_remote_code: bool = False
+    ) -> "IdentifiedModel":
+        """Identify a model; see [`identify_model`]."""
+        return cls(os.fspath(name), identify_model(name, revision), trust_remote_code)
+
+    def load_config(self) -> Any:
+        """Load the model's configuration.
+
+        Raises:
+            `ValueError`: the model is not a DeepEncoder.
+        """
+        config = AutoConfig.from_pretrained(self.name, **self._options)
+        if config.model_type != MODEL_TYPE:
+            raise ValueError(
+                f"model must be a {MODEL_TYPE!r}, got a {config.model_type!r}: {self.name!r}. "
+                "`deepencoder convert` turns checkpoints of other code into one."
+            )
+        return config
+
+    def load_image_processor(self) -> Any:
+        return AutoImageProcessor.from_pretrained(self.name, **self._options)
+
+    def load(self, dtype: str = "auto") -> Any:
+        """Load the model for inference, on the CPU."""
+        return AutoModel.from_pretrained(self.name, dtype=dtype, **self._options).eval()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        is_commit = not self.identity.startswith(HASH_PREFIX)
+        return {"revision": self.identity if is_commit else None, "trust_remote_code": self.trust_remote_code}
