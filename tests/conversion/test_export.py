@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, SamEncoder, SamEncoderConfig
 from deepencoder.conversion import export
@@ -14,7 +13,7 @@ from deepencoder.conversion.export import TOLERANCE, export_model, fix_image_siz
 from deepencoder.modeling.catalog import MODELS
 
 from ..conftest import randomize
-from .samples import build, layout_of, state_dict_there
+from .samples import build, layout_of
 
 onnxruntime = pytest.importorskip("onnxruntime")
 HALVES = {
@@ -103,26 +102,6 @@ def test_a_graph_that_differs_is_not_written(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="format must be one of"):
         export_model(tiny_model, tmp_path / "encoder.onnx", 128, "tensorrt")
-
-
-def test_on_the_command_line(cli: Any, tmp_path: Path) -> None:
-    layout = layout_of("deepseek-ocr")
-    save_file(state_dict_there(build(layout), layout), tmp_path / "original.safetensors")
-    code, out, err = cli("export", tmp_path / "original.safetensors", tmp_path / "a.onnx", "--size", "192")
-    assert code == 0 and "192 x 192 pixels, any batch; differs by at most" in out, err
-    assert open_onnx(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map["model_type"] == "deepencoder"
-    HALVES["clip"]().save_pretrained(tmp_path / "clip")
-    code, out, _ = cli("export", tmp_path / "clip", tmp_path / "b.pt2")
-    assert code == 0 and "64 x 64" in out
-    for arguments, words in (
-        ((tmp_path / "clip", tmp_path / "b.bin"), "FILE must end in .onnx or .pt2"),
-        ((tmp_path / "clip", tmp_path / "b.onnx", "--format", "torch"), "FILE must end in .pt2"),
-        ((tmp_path / "clip", tmp_path / "c.onnx", "--size", "100"), "multiple of 16"),
-        ((tmp_path / "gone", tmp_path / "c.onnx"), "gone"),
-    ):
-        code, _, err = cli("export", *arguments)
-        assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
-        assert not (tmp_path / "c.onnx").exists()
 
 
 def test_what_is_not_just_the_model_is_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_convert(cli: Any, original: tuple[Path, Any], example_page: Path, tmp_p
     code, out, _ = cli("encode", example_page, "--model", target)
     assert code == 0 and " 111 " in out
     code, _, err = cli("convert", folder, target)
-    assert code == 2 and "there already" in err
+    assert code == 2 and "exists already" in err
 
 
 def test_options(cli: Any, original: tuple[Path, Any], tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_mistakes(cli: Any, original: tuple[Path, Any], tmp_path: Path) -> None:
         ((tmp_path / "ours", target), "already: from_pretrained loads it"),
         ((folder, target, tmp_path / "third"), "SOURCE TARGET, or --to"),
         (("--to", "deepseek-ocr", folder, target), "SOURCE TARGET, or --to"),
-        (("--to", "sam", tmp_path / "ours", folder, target), "laid out as DeepSeek-OCR"),
+        (("--to", "sam", tmp_path / "ours", folder, target), "has the layout DeepSeek-OCR ('deepseek-ocr'), not 'sam'"),
         ((folder, target, "--report", "report.txt"), "--report must end in .json"),
         ((folder, target, "--hidden-act", "nonsense"), "hidden_act"),
     ):

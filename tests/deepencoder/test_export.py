@@ -1,0 +1,55 @@
+"""`deepencoder export`; `tests/conversion/test_export.py` looks at the graphs themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, SamEncoder, SamEncoderConfig
+
+from ..conversion.samples import build, layout_of, state_dict_there
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A folder with a CLIP tower for pages of 64 pixels."""
+    ClipVisionEncoder(ClipVisionEncoderConfig.tiny(post_norm="pooled")).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_an_original_to_onnx(cli: Any, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    layout = layout_of("deepseek-ocr")
+    save_file(state_dict_there(build(layout), layout), tmp_path / "original.safetensors")
+    code, out, err = cli("export", tmp_path / "original.safetensors", tmp_path / "a.onnx", "--size", "192")
+    assert code == 0 and "192 x 192 pixels, any batch; differs by at most" in out, err
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["model_type"] == "deepencoder"
+
+
+def test_a_tower_has_its_own_size(cli: Any, clip: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("export", clip, tmp_path / "b.pt2")
+    assert code == 0 and "64 x 64" in out
+
+
+def test_a_mode_sets_the_size(cli: Any, tmp_path: Path) -> None:
+    SamEncoder(SamEncoderConfig.tiny()).save_pretrained(tmp_path / "sam")
+    code, out, err = cli("export", tmp_path / "sam", tmp_path / "c.pt2", "--mode", "tiny", "--format", "torch")
+    assert code == 0 and "512 x 512" in out, err
+
+
+def test_mistakes_are_one_line(cli: Any, clip: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        ((clip, tmp_path / "b.bin"), "FILE must end in .onnx or .pt2"),
+        ((clip, tmp_path / "b.onnx", "--format", "torch"), "FILE must end in .pt2"),
+        ((clip, tmp_path / "c.onnx", "--format", "tensorrt"), "--format must be onnx or torch, got 'tensorrt'"),
+        ((clip, tmp_path / "c.onnx", "--size", "100"), "multiple of 16"),
+        ((clip, tmp_path / "c.onnx", "--size", "0"), "image_size"),
+        ((clip, tmp_path / "c.onnx", "--mode", "base"), "--size"),
+        ((clip, tmp_path / "c.onnx", "--mode", "base", "--size", "64"), "not both"),
+        ((tmp_path / "gone", tmp_path / "c.onnx"), "gone"),
+    ):
+        code, _, err = cli("export", *arguments)
+        assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
+        assert not (tmp_path / "c.onnx").exists()
