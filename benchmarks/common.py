@@ -17,7 +17,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 
 from deepencoder import DeepEncoder, DeepEncoderConfig
 from deepencoder.conversion.key_mapping import convert_state_dict
-from deepencoder.conversion.key_tables import DEEPENCODER_UNLIMITED_OCR
+from deepencoder.conversion.key_tables import DEEPENCODER_UNLIMITED_OCR_VISION
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,7 +46,7 @@ def build_both() -> tuple[Any, Any]:
     """Build the peer and ours with the peer's weights (the projector, which the peer has not, stays as it is)."""
     torch.manual_seed(0)
     peer, ours = build("peer"), build("ours")
-    converted, unused = convert_state_dict(peer.state_dict(), DEEPENCODER_UNLIMITED_OCR, ours.state_dict())
+    converted, unused = convert_state_dict(peer.state_dict(), DEEPENCODER_UNLIMITED_OCR_VISION, ours.state_dict())
     missing = ours.load_state_dict(converted, strict=False).missing_keys
     expected = {"image_newline", "view_separator", "projector.layers.0.weight", "projector.layers.0.bias"}
     if unused or set(missing) != expected:

@@ -1,12 +1,13 @@
-"""From a checkpoint of other code to a model in one step: convert, prove, keep.
+"""From a checkpoint of other code to a model in one step: convert, verify and cache.
 
-Unusual: what is made of a checkpoint on the Hub is kept in the Hub's cache, by repository, commit and version of the
-converter; the second time nothing but the commit is asked for. A local checkpoint is converted in memory each time.
+Unusual: a conversion of a checkpoint on the Hub is kept in the Hub's cache, by repository, commit and converter
+version; the next time only the commit is requested. A local checkpoint is converted in memory each time.
 """
 
 import hashlib
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ from .converter import execute_conversion, save_converted
 from .infer_image_processor import infer_image_processor
 from .planning import ConversionPlan, plan_conversion, read_dtype
 from .readers.hub import HubOptions, RemoteFiles, looks_like_hub_id, model_cache
-from .report import CONVERTER_VERSION, REPORT_NAME, ConversionReport
-from .verification import compare, compute_converted, compute_reference, why_not
+from .report import CONVERTER_VERSION, ConversionReport
+from .verification import compare_with_reference, compute_converted, reason_not_to_verify
 
-__all__ = ["convert_to_folder", "load_original", "load_original_image_processor", "plan_original"]
+__all__ = [
+    "convert_to_folder",
+    "load_original",
+    "load_original_image_processor",
+    "load_original_with_report",
+    "plan_original",
+    "write_conversion",
+]
 
-HUB_FIELDS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "full_download")
+HUB_FIELDS = tuple(field.name for field in fields(HubOptions))
 TOWER_FIELDS = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
@@ -42,67 +50,73 @@ def convert_to_folder(
 
     Args:
         source: see [`open_checkpoint`].
-        target: the folder, which appears whole or not at all; it must not be there yet.
+        target: the folder. It appears complete or not at all, and must not exist yet.
         hub ([`HubOptions`], *optional*): how to reach the Hub.
-        verify: compare the model with transformers' class for the original on the same input. None: where there is
-            one and the checkpoint is complete.
-        dtype: of the weights; `"auto"` keeps the checkpoint's.
+        verify: whether to compare the model with transformers' class for the original on the same input. None does so
+            if transformers has one and all values are finite.
+        dtype: dtype of the weights; `"auto"` keeps the checkpoint's.
         max_shard_size: as in transformers' `save_pretrained`.
         values: see [`convert_checkpoint`].
 
     Raises:
-        `ValueError`: see [`convert_checkpoint`]; or the model differs from the original; or `verify=True` and it
-            cannot be verified.
-        `OSError`: the source is not there, or cannot be read.
-        `FileExistsError`: there is something at `target` already.
+        `ValueError`: see [`convert_checkpoint`]; or the model differs from the original; or `verify=True` and the
+            model cannot be verified.
+        `OSError`: the source does not exist, or cannot be read.
+        `FileExistsError`: `target` exists already.
     """
     target = Path(target)
     if target.exists():
-        raise FileExistsError(f"target: {target} is there already.")
+        raise FileExistsError(f"target: {target} exists already.")
     if not _is_remote(source):
-        checkpoint = open_checkpoint(source, hub)
-        return _convert(plan_conversion(checkpoint, dtype, **values), str(source), target, verify, max_shard_size)
+        plan = plan_conversion(open_checkpoint(source, hub), dtype, **values)
+        return write_conversion(plan, str(source), target, verify, max_shard_size)
     remote = RemoteFiles(str(source), hub or HubOptions())
-    kept = _kept_folder(remote, values)
-    if read_dtype(dtype) is None and max_shard_size is None and _serves(kept, verify, remote.options):
+    cached = _cached_folder(remote, values)
+    if read_dtype(dtype) is None and max_shard_size is None and _is_usable(cached, verify, remote.options):
         with new_folder(target) as temporary:
-            shutil.copytree(kept, temporary, dirs_exist_ok=True)
-        return ConversionReport(**json.loads((kept / REPORT_NAME).read_text(encoding="utf-8")))
+            shutil.copytree(cached, temporary, dirs_exist_ok=True)
+        return ConversionReport.load(cached)
     with remote.lock():
         plan = plan_conversion(open_remote(remote), dtype, **values)
-        return _convert(plan, remote.repo_id, target, verify, max_shard_size)
+        return write_conversion(plan, remote.repo_id, target, verify, max_shard_size)
 
 
-def _convert(
-    plan: ConversionPlan, source: str, target: Path, verify: bool | None, max_shard_size: int | str | None = None
+def write_conversion(
+    plan: ConversionPlan,
+    source: str,
+    target: Path,
+    verify: bool | None = None,
+    max_shard_size: int | str | None = None,
 ) -> ConversionReport:
+    """Carry out a plan and write its result to a folder; see [`convert_to_folder`]."""
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with new_folder(target) as temporary:
         conversion = execute_conversion(plan, source, own_memory=False)
         save_converted(conversion, temporary, **sharding)
         report = conversion.report
-        reason = _why_not(plan, report, source, verify)
+        reason = _reason_not_to_verify(plan, report, source, verify)
         if reason is None:
-            ours = compute_converted(conversion.model, report.initialized)
-            del conversion  # there is memory for one model
-            reference, theirs = compute_reference(plan)
-            report.verification = compare(reference, ours, theirs, plan)
+            ours = compute_converted(plan, conversion.model, report.initialized)
+            del conversion  # There may be memory for one model only.
+            report.verification = compare_with_reference(plan, ours)
         else:
             report.verification = {"not_run": reason}
-        (temporary / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        report.save(temporary)
     plan.checkpoint.forget()
     return report
 
 
-def _why_not(plan: ConversionPlan, report: ConversionReport, source: str, verify: bool | None) -> str | None:
-    reason = why_not(plan, report.not_finite)
+def _reason_not_to_verify(
+    plan: ConversionPlan, report: ConversionReport, source: str, verify: bool | None
+) -> str | None:
+    reason = reason_not_to_verify(plan, report.not_finite)
     if verify and reason is not None:
         raise ValueError(f"{source} cannot be verified: {reason}.")
     return "not wanted" if verify is False else reason
 
 
-def _split(options: dict[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
-    """Take what is about the Hub and about the tower out of keywords."""
+def _split_options(options: dict[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+    """Remove the options of the Hub and the fields of the tower from keyword arguments, and return both."""
     hub = HubOptions(**{name: options.pop(name) for name in HUB_FIELDS if options.get(name) is not None})
     values = {name: options.pop(name) for name in TOWER_FIELDS if options.get(name) is not None}
     for name in (*HUB_FIELDS, *TOWER_FIELDS):
@@ -110,38 +124,38 @@ def _split(options: dict[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
     return hub, values
 
 
-def _kept_folder(remote: RemoteFiles, values: dict[str, Any]) -> Path:
+def _cached_folder(remote: RemoteFiles, values: dict[str, Any]) -> Path:
     name = f"v{CONVERTER_VERSION}"
     if values:
         name += "-" + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     return model_cache(remote.repo_id, remote.commit, remote.options) / name
 
 
-def _serves(kept: Path, verify: bool | None, options: HubOptions) -> bool:
-    """Tell whether a finished conversion is there, whole, and verified if that is demanded."""
-    if options.force_download or not kept.is_dir():
+def _is_usable(cached: Path, verify: bool | None, options: HubOptions) -> bool:
+    """Tell whether a finished conversion is cached, complete and, if that is demanded, verified."""
+    if options.force_download or not cached.is_dir():
         return False
     try:
-        report = json.loads((kept / REPORT_NAME).read_text(encoding="utf-8"))
-        open_checkpoint(kept)
-        json.loads((kept / IMAGE_PROCESSOR_NAME).read_bytes())
-    except (OSError, ValueError):  # damaged
+        report = ConversionReport.load(cached)
+        open_checkpoint(cached)
+        json.loads((cached / IMAGE_PROCESSOR_NAME).read_bytes())
+    except (OSError, ValueError):  # It is damaged.
         return False
-    return not verify or "outputs" in (report.get("verification") or {})
+    return not verify or "outputs" in (report.verification or {})
 
 
 def _convert_from_hub(remote: RemoteFiles, values: dict[str, Any], verify: bool | None, model_class: Any) -> Path:
-    """Return the folder of a converted model, converting it if that has not been done."""
-    kept = _kept_folder(remote, values)
-    if _serves(kept, verify, remote.options):
-        return kept
+    """Return the folder of a converted model in the cache, converting it first if necessary."""
+    cached = _cached_folder(remote, values)
+    if _is_usable(cached, verify, remote.options):
+        return cached
     with remote.lock():
-        if not _serves(kept, verify, remote.options):  # another process may have been at it
+        if not _is_usable(cached, verify, remote.options):  # Another process may have converted it meanwhile.
             plan = plan_conversion(open_remote(remote), **values)
             _check_class(plan.layout.model_type, model_class, remote.repo_id)
-            shutil.rmtree(kept, ignore_errors=True)
-            _convert(plan, remote.repo_id, kept, verify)
-    return kept
+            shutil.rmtree(cached, ignore_errors=True)
+            write_conversion(plan, remote.repo_id, cached, verify)
+    return cached
 
 
 def _is_remote(source: str | Path) -> bool:
@@ -161,14 +175,14 @@ def load_original(model_class: Any, source: str | Path, verify: bool | None = No
     """Load a model from a checkpoint of other code; see `from_original` of the models.
 
     Args:
-        model_class: the class of the model; None for whichever it is.
+        model_class: class of the model; None accepts any.
         source: see [`open_checkpoint`].
-        verify: see [`convert_to_folder`]; a local checkpoint is verified with True only.
-        kwargs: fields of [`HubOptions`]; fields of the tower that its tensors do not tell; the rest is for
-            `from_pretrained`.
+        verify: see [`convert_to_folder`]. A local checkpoint is verified only if this is True.
+        kwargs: fields of [`HubOptions`]; fields of the tower that its tensors do not determine; everything else is
+            passed to `from_pretrained`.
 
     Raises:
-        `ValueError`, `OSError`: see [`convert_to_folder`]; and a checkpoint that holds a model of another class.
+        `ValueError`, `OSError`: see [`convert_to_folder`]; or the checkpoint holds a model of another class.
     """
     return load_original_with_report(model_class, source, verify, **kwargs)[0]
 
@@ -176,47 +190,54 @@ def load_original(model_class: Any, source: str | Path, verify: bool | None = No
 def load_original_with_report(
     model_class: Any, source: str | Path, verify: bool | None = None, **kwargs: Any
 ) -> tuple[Any, ConversionReport]:
-    """Load a model as [`load_original`] does, and tell what became of the checkpoint."""
-    hub, values = _split(kwargs)
+    """Load a model as [`load_original`] does, and return the report of its conversion, too."""
+    hub, values = _split_options(kwargs)
     if _is_remote(source):
-        remote = RemoteFiles(str(source), hub)
-        folder = _convert_from_hub(remote, values, verify, model_class)
-        report = ConversionReport(**json.loads((folder / REPORT_NAME).read_text(encoding="utf-8")))
+        folder = _convert_from_hub(RemoteFiles(str(source), hub), values, verify, model_class)
+        report = ConversionReport.load(folder)
         model_class = _check_class(report.model_type, model_class, source)
         return model_class.from_pretrained(folder, **kwargs), report
     plan = plan_conversion(open_checkpoint(source, hub), kwargs.pop("dtype", "auto"), **values)
     model_class = _check_class(plan.layout.model_type, model_class, source)
     if verify:
-        conversion = execute_conversion(plan, str(source), own_memory=False)
-        _why_not(plan, conversion.report, str(source), verify)
-        ours = compute_converted(conversion.model, conversion.report.initialized)
-        del conversion
-        reference, theirs = compute_reference(plan)
-        compare(reference, ours, theirs, plan)
+        _verify_in_memory(plan, str(source))
     conversion = execute_conversion(plan, str(source), model_class=model_class, **kwargs)
     return conversion.model, conversion.report
 
 
+def _verify_in_memory(plan: ConversionPlan, source: str) -> None:
+    conversion = execute_conversion(plan, source, own_memory=False)
+    _reason_not_to_verify(plan, conversion.report, source, verify=True)
+    ours = compute_converted(plan, conversion.model, conversion.report.initialized)
+    del conversion  # There may be memory for one model only.
+    compare_with_reference(plan, ours)
+
+
 def plan_original(source: str | Path, **kwargs: Any) -> ConversionPlan:
-    """Find out what a checkpoint of other code is, without reading or downloading a tensor.
+    """Determine what a checkpoint of other code is, without reading or downloading a tensor.
 
     Args:
         source: see [`open_checkpoint`].
-        kwargs: fields of [`HubOptions`], and of the tower that its tensors do not tell.
+        kwargs: fields of [`HubOptions`], and of the tower that its tensors do not determine.
     """
-    hub, values = _split(kwargs)
+    hub, values = _split_options(kwargs)
     return plan_conversion(open_checkpoint(source, hub), **values)
 
 
 def load_original_image_processor(source: str | Path, **kwargs: Any) -> Any:
-    """Make the image processor of a checkpoint of other code; see `from_original` of the image processor."""
-    hub, values = _split(kwargs)
+    """Make the image processor of a checkpoint of other code; see `from_original` of the image processor.
+
+    Args:
+        source: see [`open_checkpoint`].
+        kwargs: fields of [`HubOptions`], and of the tower that its tensors do not determine.
+    """
+    hub, values = _split_options(kwargs)
     if kwargs:
-        raise TypeError(f"from_original of an image processor knows no {', '.join(map(repr, kwargs))}.")
+        raise TypeError(f"from_original of an image processor got unknown arguments: {', '.join(map(repr, kwargs))}.")
     if _is_remote(source):
         remote = RemoteFiles(str(source), hub)
-        folder = _kept_folder(remote, values)
-        if folder.exists() and DeepEncoderImageProcessor.__name__ in (folder / "preprocessor_config.json").read_text():
+        folder = _cached_folder(remote, values)
+        if folder.exists() and DeepEncoderImageProcessor.__name__ in (folder / IMAGE_PROCESSOR_NAME).read_text():
             return DeepEncoderImageProcessor.from_pretrained(folder)
         plan = plan_conversion(open_remote(remote), **values)
     else:

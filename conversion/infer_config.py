@@ -1,116 +1,32 @@
-"""The sizes of a model, read off the shapes of its tensors; what these do not tell, off the files beside them.
+"""The configuration of a model, from the shapes of a checkpoint's tensors and the files beside it.
 
-Unusual: nothing is guessed. What neither shapes nor configuration tell comes from a table of known sizes or from the
-caller, else it is an error.
+Unusual: nothing is guessed. What neither the shapes nor the files determine comes from a table of published sizes or
+from the caller; otherwise it is an error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from transformers import CONFIG_MAPPING
 
 from ..configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
 from .checkpoint import Checkpoint
+from .config_hints import TowerPart
 from .layouts import Layout
 
-__all__ = ["infer_clip_config", "infer_config", "infer_sam_config", "read_hints"]
+__all__ = [
+    "KNOWN_HEADS",
+    "clip_config_from_shapes",
+    "infer_clip_config",
+    "infer_deepencoder_config",
+    "sam_config_from_shapes",
+    "infer_sam_config",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Attention heads of towers whose checkpoint does not tell: width -> heads, of ViT-Ti to ViT-bigG and SAM's.
+# Attention heads by width, of ViT-Ti to ViT-bigG and of SAM, for checkpoints that do not state their number.
 KNOWN_HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
-
-
-# Configurations of transformers, whose files leave out what is the default there.
-KNOWN_CONFIGS = (
-    "clip",
-    "clip_vision_model",
-    "deepseek_ocr2",
-    "got_ocr2",
-    "sam",
-    "sam_vision_model",
-    "unlimited_ocr",
-    "vit",
-)
-HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "window_size", "global_attn_indexes")
-
-
-def _walk(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield fields
-    for name, value in fields.items():
-        if isinstance(value, Mapping) and not name.startswith("text"):
-            yield from _walk(value)
-
-
-def _complete(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add transformers' defaults to a configuration of its own."""
-    model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in KNOWN_CONFIGS or model_type not in CONFIG_MAPPING:
-        return fields
-    try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(fields)).to_dict()
-    except Exception:  # a damaged one: what it says is looked at as it is
-        return fields
-
-
-def _read_open_clip(fields: Mapping[str, Any], hidden_size: int) -> dict[str, Any]:
-    tower = fields.get("vision_cfg")
-    if not isinstance(tower, Mapping) or tower.get("width") != hidden_size:
-        return {}
-    head_width = tower.get("head_width", 64)
-    if not isinstance(head_width, int) or head_width < 1 or hidden_size % head_width:
-        raise ValueError(f"open_clip_config.json: head_width {head_width!r} does not divide the width {hidden_size}.")
-    for name, usual in (("pool_type", "tok"), ("timm_model_name", None), ("attentional_pool", False)):
-        if tower.get(name, usual) != usual:
-            raise ValueError(f"open_clip_config.json: a tower with {name} {tower[name]!r} is not supported.")
-    activation = "quick_gelu" if fields.get("quick_gelu") else "gelu"
-    found: dict[str, Any] = {"num_attention_heads": hidden_size // head_width, "hidden_act": activation}
-    norm = tower.get("norm_kwargs")
-    if isinstance(norm, Mapping) and "eps" in norm:
-        found["layer_norm_eps"] = norm["eps"]
-    return found
-
-
-def read_hints(layout: Layout, checkpoint: Checkpoint, hidden_size: int, part: str) -> dict[str, Any]:
-    """Find what the files beside a checkpoint say of a tower of this width.
-
-    Args:
-        layout: what the checkpoint is. In a language model the top level of `config.json` is not about the tower.
-        checkpoint: whose `config.json`, or `open_clip_config.json`, is read.
-        hidden_size: the tower's width.
-        part: `"sam"` or `"clip"`, where a model has both.
-
-    Returns:
-        those of `num_attention_heads`, `hidden_act`, `layer_norm_eps`, `window_size` and `global_attn_indexes` that
-        are told.
-
-    Raises:
-        `ValueError`: an open_clip tower that is built in a way that is not supported.
-    """
-    open_clip = checkpoint.read_json("open_clip_config.json").get("model_cfg")
-    if layout.slug == "clip" and isinstance(open_clip, Mapping):
-        found = _read_open_clip(open_clip, hidden_size)
-        if found:
-            return found
-    config = _complete(checkpoint.config)
-    nested = config.get("vision_config")
-    places: list[Mapping[str, Any]] = []
-    if isinstance(nested, Mapping):
-        places = list(_walk(nested))
-    elif layout.is_tower:
-        places = [config]
-    other = "encoder_config" if part == "sam" else "sam_config"
-    if isinstance(nested, Mapping) and isinstance(nested.get(other), Mapping):
-        places = [place for place in places if place is not nested[other]]
-    for place in places:
-        if place.get("hidden_size") == hidden_size:
-            return {name: place[name] for name in HINTS if place.get(name) is not None}
-        # DeepSeek's own: {"clip-l-14-224": {"width": 1024, "heads": 16, ..}, "sam_vit_b": {..}}
-        if place.get("width") == hidden_size and isinstance(place.get("heads"), int):
-            is_sam = "global_attn_indexes" in place
-            if part == ("sam" if is_sam else "clip"):
-                windows = {"global_attn_indexes": place["global_attn_indexes"]} if is_sam else {}
-                return {"num_attention_heads": place["heads"], **windows}
-    return {}
+PUBLISHED_PROJECTION = 1280  # of DeepSeek-OCR, for checkpoints without a projector
+PUBLISHED_CHANNELS = (512, 1024)  # of DeepSeek-OCR's compressor, for checkpoints without one
+SAM_ONLY = ("window_size", "global_attn_indexes")
 
 
 def _part(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -120,48 +36,55 @@ def _part(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 def _count_layers(shapes: Shapes) -> int:
     numbers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.")}
     if numbers != set(range(len(numbers))) or not numbers:
-        raise ValueError(f"The blocks are numbered {sorted(numbers)}, which is not 0, 1, 2 and so on.")
+        raise ValueError(f"The checkpoint's blocks must be numbered 0, 1, 2 and so on, but are {sorted(numbers)}.")
     return len(numbers)
 
 
 def _shape(shapes: Shapes, name: str, length: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise ValueError(f"The checkpoint has nothing that would become {name!r}: it is not whole.")
+        raise ValueError(f"The checkpoint is incomplete: it has no tensor for {name!r}.")
     if len(shapes[name]) != length:
-        raise ValueError(f"What would become {name!r} has shape {shapes[name]}, which is not of {length} sides.")
+        raise ValueError(f"The tensor for {name!r} must have {length} axes, but has shape {shapes[name]}.")
     return shapes[name]
 
 
-def infer_sam_config(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncoderConfig:
-    """Read a SAM encoder's sizes off the shapes of its tensors.
+def _infer_windows(shapes: Shapes, num_layers: int, grid_size: int, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell windowed from global blocks by the lengths of their relative position tables."""
+    lengths = [_shape(shapes, f"layers.{index}.attn.rel_pos_h", 2)[0] for index in range(num_layers)]
+    global_length = 2 * grid_size - 1
+    windowed = {length for length in lengths if length != global_length}
+    if len(windowed) == 1:
+        indexes = tuple(index for index, length in enumerate(lengths) if length == global_length)
+        return {"window_size": (windowed.pop() + 1) // 2, "global_attn_indexes": indexes}
+    if windowed or not isinstance(hints.get("global_attn_indexes"), (list, tuple)):
+        raise ValueError(
+            "Windowed and global blocks cannot be told apart: their position tables have the lengths "
+            f"{sorted(set(lengths))}."
+        )
+    return {
+        "window_size": hints.get("window_size", grid_size),
+        "global_attn_indexes": tuple(hints["global_attn_indexes"]),
+    }
+
+
+def sam_config_from_shapes(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncoderConfig:
+    """Infer a SAM encoder's configuration from the shapes of its tensors.
 
     Args:
-        shapes: shapes by their names here.
-        hints: of [`read_hints`]: activation and epsilon; windows where the tables of positions do not tell.
+        shapes: shapes by our names.
+        hints: fields from the files beside the checkpoint: activation and epsilon, and the windows where the position
+            tables do not determine them.
 
     Raises:
-        `ValueError`: a part is missing, or windows and whole maps have tables of one length, so that blocks cannot be
-            told apart.
+        `ValueError`: a part is missing, or windowed and global blocks have position tables of the same length, so that
+            they cannot be told apart.
     """
     hidden_size, num_channels, patch_size, _ = _shape(shapes, "embeddings.patch_embedding.weight", 4)
     grid_size = _shape(shapes, "embeddings.position_embedding", 4)[1]
     num_layers = _count_layers(shapes)
-    rows = [_shape(shapes, f"layers.{index}.attn.rel_pos_h", 2) for index in range(num_layers)]
-    head_dim = rows[0][1]
+    head_dim = _shape(shapes, "layers.0.attn.rel_pos_h", 2)[1]
     if hidden_size % head_dim:
-        raise ValueError(f"A width of {hidden_size} is no multiple of the position tables' {head_dim}.")
-    global_rows = 2 * grid_size - 1
-    windowed = {length for length, _ in rows if length != global_rows}
-    indexes = tuple(index for index, (length, _) in enumerate(rows) if length == global_rows)
-    if len(windowed) == 1:
-        window_size = (windowed.pop() + 1) // 2
-    elif windowed or not isinstance(hints.get("global_attn_indexes"), (list, tuple)):
-        lengths = sorted({length for length, _ in rows})
-        raise ValueError(
-            f"Cannot tell windowed from global blocks by the lengths of their position tables: {lengths}."
-        )
-    else:
-        window_size, indexes = hints.get("window_size", grid_size), tuple(hints["global_attn_indexes"])
+        raise ValueError(f"The width {hidden_size} must be a multiple of the position tables' width {head_dim}.")
     convolutions = sorted(name for name in shapes if name.startswith("compressor.convs."))
     return SamEncoderConfig(
         hidden_size=hidden_size,
@@ -171,33 +94,31 @@ def infer_sam_config(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncoderConf
         num_channels=num_channels,
         image_size=grid_size * patch_size,
         patch_size=patch_size,
-        window_size=window_size,
-        global_attn_indexes=indexes,
         output_channels=_shape(shapes, "neck.conv1.weight", 4)[0],
-        # A plain SAM has none: the published compressor is added, newly initialised.
-        downsample_channels=tuple(_shape(shapes, name, 4)[0] for name in convolutions) or (512, 1024),
+        downsample_channels=tuple(_shape(shapes, name, 4)[0] for name in convolutions) or PUBLISHED_CHANNELS,
+        **_infer_windows(shapes, num_layers, grid_size, hints),
         **{name: hints[name] for name in ("hidden_act", "layer_norm_eps") if name in hints},
     )
 
 
-def infer_clip_config(shapes: Shapes, hints: Mapping[str, Any], **values: Any) -> ClipVisionEncoderConfig:
-    """Read a tower's sizes off the shapes of its tensors, and off hints what these do not tell.
+def clip_config_from_shapes(shapes: Shapes, hints: Mapping[str, Any], **values: Any) -> ClipVisionEncoderConfig:
+    """Infer a CLIP or ViT tower's configuration from the shapes of its tensors.
 
     Args:
-        shapes: shapes by their names here.
-        hints: of [`read_hints`], or the defaults of a layout.
-        values: fields that overrule all else.
+        shapes: shapes by our names.
+        hints: fields that the shapes do not determine, from the layout and the files beside the checkpoint.
+        values: fields that take precedence over everything else.
 
     Raises:
-        `ValueError`: a part is missing, or the number of heads is nowhere to be found.
+        `ValueError`: a part is missing, or the number of attention heads is unknown.
     """
     position_shape = shapes.get("embeddings.position_embedding", ())
     if len(position_shape) < 2:
-        raise ValueError("The checkpoint has no table of positions of the CLIP tower: it is not whole.")
+        raise ValueError("The checkpoint is incomplete: the CLIP tower has no position table.")
     positions, hidden_size = position_shape[-2:]
     grid_size = round((positions - 1) ** 0.5)
     if grid_size**2 + 1 != positions:
-        raise ValueError(f"{positions} positions are not a square and a class token.")
+        raise ValueError(f"The position table must have one row for the class token and a square, not {positions}.")
     found: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_hidden_layers": _count_layers(shapes),
@@ -212,47 +133,49 @@ def infer_clip_config(shapes: Shapes, hints: Mapping[str, Any], **values: Any) -
         _, found["num_channels"], found["patch_size"], _ = _shape(shapes, "embeddings.patch_embedding.weight", 4)
     if "visual_projection.weight" in shapes:
         found["projection_dim"] = _shape(shapes, "visual_projection.weight", 2)[0]
-    found |= {name: value for name, value in hints.items() if name not in ("window_size", "global_attn_indexes")}
+    found |= {name: value for name, value in hints.items() if name not in SAM_ONLY}
     found |= values
     if found["num_attention_heads"] is None:
-        raise ValueError(f"num_attention_heads of a tower of width {hidden_size} is not known: pass it.")
+        raise ValueError(f"num_attention_heads of a tower of width {hidden_size} is unknown: pass it.")
     return ClipVisionEncoderConfig(image_size=grid_size * found["patch_size"], **found)
 
 
-def infer_config(layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **values: Any) -> Any:
-    """Read the configuration of what a checkpoint of a layout becomes.
+def infer_sam_config(layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **values: Any) -> SamEncoderConfig:
+    """Infer the configuration of a [`SamEncoder`]; see [`infer_deepencoder_config`] for the arguments."""
+    hidden_size = _shape(shapes, "embeddings.patch_embedding.weight", 4)[0]
+    return sam_config_from_shapes(shapes, layout.family.read_hints(checkpoint, hidden_size, TowerPart.SAM))
+
+
+def infer_clip_config(
+    layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **values: Any
+) -> ClipVisionEncoderConfig:
+    """Infer the configuration of a [`ClipVisionEncoder`]; see [`infer_deepencoder_config`] for the arguments."""
+    hidden_size = (shapes.get("embeddings.class_embedding") or (0,))[-1]
+    hints = layout.family.read_hints(checkpoint, hidden_size, TowerPart.CLIP)
+    return clip_config_from_shapes(shapes, dict(layout.defaults) | hints, **values)
+
+
+def infer_deepencoder_config(
+    layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **values: Any
+) -> DeepEncoderConfig:
+    """Infer the configuration of a [`DeepEncoder`].
 
     Args:
-        layout: what it is.
-        shapes: shapes by their names here.
-        checkpoint: whose files may tell more.
-        values: fields of the CLIP tower that overrule all else.
+        layout ([`Layout`]): of the checkpoint.
+        shapes: shapes by our names.
+        checkpoint: the checkpoint, whose files may contain further fields.
+        values: fields of the CLIP tower that take precedence over everything else.
 
     Raises:
-        `ValueError`: a size that nothing tells, or a part that is missing.
+        `ValueError`: a part is missing, or a size is unknown.
     """
-
-    def sam(shapes: Shapes) -> SamEncoderConfig:
-        hidden_size = _shape(shapes, "embeddings.patch_embedding.weight", 4)[0]
-        return infer_sam_config(shapes, read_hints(layout, checkpoint, hidden_size, "sam"))
-
-    def clip(shapes: Shapes) -> ClipVisionEncoderConfig:
-        width = (shapes.get("embeddings.class_embedding") or (0,))[-1]
-        return infer_clip_config(
-            shapes, dict(layout.defaults) | read_hints(layout, checkpoint, width, "clip"), **values
-        )
-
-    if layout.model_type == SamEncoderConfig.model_type:
-        return sam(shapes)
-    if layout.model_type == ClipVisionEncoderConfig.model_type:
-        return clip(shapes)
-    projection_dim = 1280  # the published one, where there is nothing to tell
+    projection_dim = PUBLISHED_PROJECTION
     if "projector.layers.0.weight" in shapes:
         projection_dim = _shape(shapes, "projector.layers.0.weight", 2)[0]
     elif "image_newline" in shapes:
         projection_dim = _shape(shapes, "image_newline", 1)[0]
     return DeepEncoderConfig(
-        sam_config=sam(_part(shapes, "sam_encoder.")),
-        clip_config=clip(_part(shapes, "clip_encoder.")),
+        sam_config=infer_sam_config(layout, _part(shapes, "sam_encoder."), checkpoint),
+        clip_config=infer_clip_config(layout, _part(shapes, "clip_encoder."), checkpoint, **values),
         projection_dim=projection_dim,
     )

@@ -1,123 +1,157 @@
-"""Renaming tensors by the rows of a key table, in both directions."""
+"""Renaming, joining and splitting tensors by the rows of a key table, in both directions."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
-from .key_tables import TRANSPOSED, KeyTable
+from .key_tables import KeyRow, KeyTable
 
-__all__ = ["convert_state_dict", "map_keys", "revert_state_dict", "source_shapes"]
+__all__ = [
+    "convert_state_dict",
+    "joined_shape",
+    "map_keys",
+    "revert_state_dict",
+    "same_sides",
+    "source_shapes",
+    "split_tensor",
+]
 
 
 @lru_cache
 def _pattern(name: str) -> re.Pattern[str]:
-    escaped = re.escape(name.removesuffix(TRANSPOSED))
-    return re.compile(escaped.replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<rest>.+)"))
+    return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", "(?P<rest>.+)"))
 
 
-def _fill(name: str, match: re.Match[str]) -> str:
-    for field, value in match.groupdict().items():
-        name = name.replace({"i": "{i}", "rest": "*"}[field], value)
-    return name
+def _fill(row: KeyRow, match: re.Match[str]) -> KeyRow:
+    """Return a row with the number of a block and the rest of a name in place of `{i}` and `*`."""
+    values = match.groupdict()
+
+    def filled(name: str) -> str:
+        return name.replace("{i}", values.get("i", "{i}")).replace("*", values.get("rest", "*"))
+
+    return replace(row, here=filled(row.here), there=tuple(map(filled, row.there)))
 
 
-def map_keys(keys: Iterable[str], table: KeyTable) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Find out what keys of other code are called here.
+def map_keys(keys: Iterable[str], table: KeyTable) -> tuple[dict[str, KeyRow], list[str]]:
+    """Look up what tensors of other code are called in our model.
 
     Args:
-        keys: names there.
-        table (`KeyTable`): its rows.
+        keys: their names in the other code.
+        table (`KeyTable`): rows of both names.
 
     Returns:
-        a dict from each name here to the names there that make it up, and the list of keys that no row knows.
+        The rows that apply, with complete names, by the name in our model; and a list of the keys that no row matches.
 
     Raises:
-        `ValueError`: a key that two rows know, or a tensor of which only some parts are there.
+        `ValueError`: two rows match the same key, or some of the tensors that are to be joined are missing.
     """
     keys = list(keys)
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, KeyRow] = {}
     unknown = []
     for key in keys:
-        matches = [(row, match) for row in table for name in row[1:] if (match := _pattern(name).fullmatch(key))]
+        matches = [(row, match) for row in table for name in row.there if (match := _pattern(name).fullmatch(key))]
         if not matches:
             unknown.append(key)
             continue
         if len(matches) > 1:
             raise ValueError(f"{key!r} matches {len(matches)} rows: {[row for row, _ in matches]}.")
-        row, match = matches[0]
-        found[_fill(row[0], match)] = tuple(_fill(name, match) for name in row[1:])
-    missing = sorted({name.removesuffix(TRANSPOSED) for names in found.values() for name in names} - set(keys))
+        row = _fill(*matches[0])
+        found[row.here] = row
+    missing = sorted({name for row in found.values() for name in row.there} - set(keys))
     if missing:
         raise ValueError(f"Parts of a joined tensor are missing: {', '.join(missing)}.")
     return found, unknown
 
 
+def same_sides(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Tell whether two shapes are the same apart from axes of length 1."""
+    return [side for side in one if side != 1] == [side for side in other if side != 1]
+
+
+def _join(row: KeyRow, state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    parts = [state_dict[name].T.contiguous() if row.transposed else state_dict[name] for name in row.there]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def convert_state_dict(
     state_dict: Mapping[str, torch.Tensor], table: KeyTable, target: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Give the tensors of other code our names and shapes.
+    """Give tensors of other code our names and shapes.
 
     Args:
-        state_dict: tensors by their names there.
-        table (`KeyTable`): what they are called here.
-        target: tensors, on the meta device if you like, with the names and shapes wanted. Axes of length 1 may differ.
+        state_dict: tensors by their names in the other code.
+        table (`KeyTable`): rows of both names.
+        target: tensors with the names and shapes of our model; they may be on the meta device. Shapes may differ from
+            the other code's by axes of length 1.
 
     Returns:
-        the tensors by their names here, and the list of names there that nothing was made of.
+        The tensors by our names, and a list of the names in the other code that `target` has no place for.
 
     Raises:
-        `ValueError`: a tensor of another shape than wanted.
+        `ValueError`: a tensor has another shape than its target.
     """
-    names, unused = map_keys(state_dict, table)
+    rows, unused = map_keys(state_dict, table)
     converted = {}
-    for name, sources in names.items():
+    for name, row in rows.items():
         if name not in target:
-            unused += [source.removesuffix(TRANSPOSED) for source in sources]
+            unused += row.there
             continue
-        parts = [_read(state_dict, source) for source in sources]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        tensor = _join(row, state_dict)
         shape = target[name].shape
-        if [side for side in tensor.shape if side != 1] != [side for side in shape if side != 1]:
+        if not same_sides(tensor.shape, shape):
             raise ValueError(
-                f"{' + '.join(sources)} has shape {tuple(tensor.shape)}, but {name} needs {tuple(shape)}."
+                f"{' + '.join(row.there)} has shape {tuple(tensor.shape)}, but {name} needs {tuple(shape)}."
             )
         converted[name] = tensor.reshape(shape)
     return converted, unused
 
 
-def _read(state_dict: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
-    tensor = state_dict[source.removesuffix(TRANSPOSED)]
-    return tensor.T.contiguous() if source.endswith(TRANSPOSED) else tensor
+def joined_shape(row: KeyRow, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape that a tensor gets in our model, apart from axes of length 1.
+
+    Args:
+        row: with complete names, from [`map_keys`].
+        shapes: shapes by their names in the other code.
+    """
+    shape = shapes[row.there[0]]
+    if row.transposed:
+        shape = shape[::-1]
+    return (shape[0] * len(row.there), *shape[1:]) if shape else shape
 
 
-def source_shapes(
-    names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that tensors will have here, from [`map_keys`]' names and the shapes there."""
-    found = {}
-    for name, sources in names.items():
-        first = shapes[sources[0].removesuffix(TRANSPOSED)]
-        if sources[0].endswith(TRANSPOSED):
-            first = first[::-1]
-        found[name] = (first[0] * len(sources), *first[1:]) if first else first
-    return found
+def source_shapes(rows: Mapping[str, KeyRow], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that tensors get in our model, by their names there; see [`joined_shape`]."""
+    return {name: joined_shape(row, shapes) for name, row in rows.items()}
+
+
+def split_tensor(row: KeyRow, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Split one of our tensors into the tensors of the other code.
+
+    Args:
+        row: with complete names, from [`map_keys`].
+        tensor: the tensor of our model.
+
+    Yields:
+        Names in the other code, and views of `tensor`.
+    """
+    for name, part in zip(row.there, tensor.chunk(len(row.there)), strict=True):
+        yield name, part.T if row.transposed else part
 
 
 def revert_state_dict(state_dict: Mapping[str, torch.Tensor], table: KeyTable) -> dict[str, torch.Tensor]:
-    """Give our tensors the names of other code: [`convert_state_dict`] backwards, but for axes of length 1.
+    """Give our tensors the names of other code: the reverse of [`convert_state_dict`], apart from axes of length 1.
 
     Raises:
-        `ValueError`: a tensor that no row knows, or that two rows know.
+        `ValueError`: no row, or more than one, matches a tensor.
     """
     reverted = {}
     for name, tensor in state_dict.items():
-        matches = [(row, match) for row in table if (match := _pattern(row[0]).fullmatch(name))]
+        matches = [(row, match) for row in table if (match := _pattern(row.here).fullmatch(name))]
         if len(matches) != 1:
             raise ValueError(f"{name!r} matches {len(matches)} rows of the table.")
-        row, match = matches[0]
-        for source, part in zip(row[1:], tensor.chunk(len(row) - 1), strict=True):
-            whole = part.T if source.endswith(TRANSPOSED) else part
-            reverted[_fill(source, match).removesuffix(TRANSPOSED)] = whole.contiguous()
+        for source, part in split_tensor(_fill(*matches[0]), tensor):
+            reverted[source] = part.contiguous()
     return reverted

@@ -1,167 +1,228 @@
-"""What a tensor is called elsewhere and here: tables, and the functions that read them.
+"""The names of tensors in other code and in ours, as tables.
 
-Unusual: names of other code appear here and in `layouts.py`, and nowhere else. A row is `(name here, name there, ..)`;
-`{i}` is the number of a block, `*` the rest of the name. More than one name there means tensors joined along their
-first axis, in that order; `^T` behind a name means a matrix that is stored transposed.
+Unusual: names of other code appear here and in `layouts.py`, and nowhere else. The command line's help reads these
+tables by way of the layouts, so this file imports no torch.
 """
+
+from dataclasses import dataclass, replace
 
 __all__ = [
     "CLIP_DEEPSEEK_OCR",
     "CLIP_OPENAI",
+    "CLIP_PROJECTED_TRANSFORMERS",
     "CLIP_TRANSFORMERS",
     "DEEPENCODER_DEEPSEEK_OCR",
     "DEEPENCODER_UNLIMITED_OCR",
+    "DEEPENCODER_UNLIMITED_OCR_VISION",
+    "SAM_GOT_TRANSFORMERS",
     "SAM_META",
     "SAM_TRANSFORMERS",
     "VIT_TIMM",
     "VIT_TRANSFORMERS",
     "VIT_TRANSFORMERS_FILES",
+    "KeyRow",
     "KeyTable",
     "prefixed",
+    "row",
 ]
 
-TRANSPOSED = "^T"
-KeyRow = tuple[str, ...]
+
+@dataclass(frozen=True)
+class KeyRow:
+    """What a tensor is called in our code and in other code.
+
+    Args:
+        here: its name in our model. `{i}` stands for the number of a block, `*` for the rest of the name.
+        there: its name in the other code. Several names are tensors that our model joins along their first axis, in
+            this order.
+        transposed: whether the other code stores the matrix transposed.
+    """
+
+    here: str
+    there: tuple[str, ...]
+    transposed: bool = False
+
+
 KeyTable = tuple[KeyRow, ...]
+
+
+def row(here: str, *there: str, transposed: bool = False) -> KeyRow:
+    """Return a row; see [`KeyRow`]."""
+    return KeyRow(here, there, transposed)
+
+
+def prefixed(table: KeyTable, here: str = "", there: str = "") -> KeyTable:
+    """Return `table` with a prefix before every name of our model, and another before every name of the other code."""
+    return tuple(
+        replace(item, here=here + item.here, there=tuple(there + name for name in item.there)) for item in table
+    )
+
+
+_SAM_VISION_TRANSFORMERS: KeyTable = (
+    row("embeddings.patch_embedding.*", "patch_embed.projection.*"),
+    row("embeddings.position_embedding", "pos_embed"),
+    row("layers.{i}.*", "layers.{i}.*"),
+    row("neck.*", "neck.*"),
+)
 
 # transformers' SamVisionEncoder; `proj` is the compressor of its OCR models.
 SAM_TRANSFORMERS: KeyTable = (
-    ("embeddings.patch_embedding.*", "patch_embed.projection.*"),
-    ("embeddings.position_embedding", "pos_embed"),
-    ("layers.{i}.*", "layers.{i}.*"),
-    ("neck.*", "neck.*"),
-    ("compressor.convs.0.*", "proj.conv1.*"),
-    ("compressor.convs.1.*", "proj.conv2.*"),
+    *_SAM_VISION_TRANSFORMERS,
+    row("compressor.convs.0.*", "proj.conv1.*"),
+    row("compressor.convs.1.*", "proj.conv2.*"),
+)
+
+# transformers' GOT-OCR-2.0, which keeps the compressor outside of the vision tower.
+SAM_GOT_TRANSFORMERS: KeyTable = (
+    *prefixed(_SAM_VISION_TRANSFORMERS, there="vision_tower."),
+    row("compressor.convs.0.*", "multi_modal_projector.conv_upsampler1.*"),
+    row("compressor.convs.1.*", "multi_modal_projector.conv_upsampler2.*"),
 )
 
 # Meta's ImageEncoderViT; `net_2` and `net_3` are the compressor that Vary, GOT and DeepSeek-OCR add to it.
 SAM_META: KeyTable = (
-    ("embeddings.patch_embedding.*", "patch_embed.proj.*"),
-    ("embeddings.position_embedding", "pos_embed"),
-    ("layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*"),
-    ("layers.{i}.attn.*", "blocks.{i}.attn.*"),
-    ("layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*"),
-    ("layers.{i}.mlp.*", "blocks.{i}.mlp.*"),
-    ("neck.conv1.*", "neck.0.*"),
-    ("neck.layer_norm1.*", "neck.1.*"),
-    ("neck.conv2.*", "neck.2.*"),
-    ("neck.layer_norm2.*", "neck.3.*"),
-    ("compressor.convs.0.*", "net_2.*"),
-    ("compressor.convs.1.*", "net_3.*"),
+    row("embeddings.patch_embedding.*", "patch_embed.proj.*"),
+    row("embeddings.position_embedding", "pos_embed"),
+    row("layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*"),
+    row("layers.{i}.attn.*", "blocks.{i}.attn.*"),
+    row("layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*"),
+    row("layers.{i}.mlp.*", "blocks.{i}.mlp.*"),
+    row("neck.conv1.*", "neck.0.*"),
+    row("neck.layer_norm1.*", "neck.1.*"),
+    row("neck.conv2.*", "neck.2.*"),
+    row("neck.layer_norm2.*", "neck.3.*"),
+    row("compressor.convs.0.*", "net_2.*"),
+    row("compressor.convs.1.*", "net_3.*"),
 )
 
 _CLIP_EMBEDDINGS: KeyTable = (
-    ("embeddings.class_embedding", "embeddings.class_embedding"),
-    ("embeddings.patch_embedding.*", "embeddings.patch_embedding.*"),
-    ("embeddings.position_embedding", "embeddings.position_embedding.weight"),
-    ("pre_layernorm.*", "pre_layrnorm.*"),
+    row("embeddings.class_embedding", "embeddings.class_embedding"),
+    row("embeddings.patch_embedding.*", "embeddings.patch_embedding.*"),
+    row("embeddings.position_embedding", "embeddings.position_embedding.weight"),
+    row("pre_layernorm.*", "pre_layrnorm.*"),
 )
 
-# transformers' CLIPVisionModel, and the encoders of its OCR models.
-CLIP_TRANSFORMERS: KeyTable = (
+_CLIP_VISION_TRANSFORMERS: KeyTable = (
     *_CLIP_EMBEDDINGS,
-    ("layers.{i}.layer_norm1.*", "encoder.layers.{i}.layer_norm1.*"),
-    (
+    row("layers.{i}.layer_norm1.*", "encoder.layers.{i}.layer_norm1.*"),
+    row(
         "layers.{i}.self_attn.qkv_proj.*",
         "encoder.layers.{i}.self_attn.q_proj.*",
         "encoder.layers.{i}.self_attn.k_proj.*",
         "encoder.layers.{i}.self_attn.v_proj.*",
     ),
-    ("layers.{i}.self_attn.out_proj.*", "encoder.layers.{i}.self_attn.out_proj.*"),
-    ("layers.{i}.layer_norm2.*", "encoder.layers.{i}.layer_norm2.*"),
-    ("layers.{i}.mlp.*", "encoder.layers.{i}.mlp.*"),
-    ("post_layernorm.*", "post_layernorm.*"),
-    ("visual_projection.*", "visual_projection.*"),
+    row("layers.{i}.self_attn.out_proj.*", "encoder.layers.{i}.self_attn.out_proj.*"),
+    row("layers.{i}.layer_norm2.*", "encoder.layers.{i}.layer_norm2.*"),
+    row("layers.{i}.mlp.*", "encoder.layers.{i}.mlp.*"),
+    row("post_layernorm.*", "post_layernorm.*"),
+)
+
+# transformers' CLIPVisionModel, and the encoders of its OCR models.
+CLIP_TRANSFORMERS: KeyTable = (
+    *_CLIP_VISION_TRANSFORMERS,
+    row("visual_projection.*", "visual_projection.*"),
+)
+
+# transformers' CLIPModel and CLIPVisionModelWithProjection, which keep the projection outside of the tower.
+CLIP_PROJECTED_TRANSFORMERS: KeyTable = (
+    *prefixed(_CLIP_VISION_TRANSFORMERS, there="vision_model."),
+    row("visual_projection.*", "visual_projection.*"),
 )
 
 # The CLIP of DeepSeek-OCR's own code.
 CLIP_DEEPSEEK_OCR: KeyTable = (
     *_CLIP_EMBEDDINGS,
-    ("layers.{i}.*", "transformer.layers.{i}.*"),
+    row("layers.{i}.*", "transformer.layers.{i}.*"),
 )
 
 # OpenAI's and open_clip's VisionTransformer.
 CLIP_OPENAI: KeyTable = (
-    ("embeddings.class_embedding", "class_embedding"),
-    ("embeddings.patch_embedding.*", "conv1.*"),
-    ("embeddings.position_embedding", "positional_embedding"),
-    ("pre_layernorm.*", "ln_pre.*"),
-    ("layers.{i}.layer_norm1.*", "transformer.resblocks.{i}.ln_1.*"),
-    ("layers.{i}.self_attn.qkv_proj.weight", "transformer.resblocks.{i}.attn.in_proj_weight"),
-    ("layers.{i}.self_attn.qkv_proj.bias", "transformer.resblocks.{i}.attn.in_proj_bias"),
-    ("layers.{i}.self_attn.out_proj.*", "transformer.resblocks.{i}.attn.out_proj.*"),
-    ("layers.{i}.layer_norm2.*", "transformer.resblocks.{i}.ln_2.*"),
-    ("layers.{i}.mlp.fc1.*", "transformer.resblocks.{i}.mlp.c_fc.*"),
-    ("layers.{i}.mlp.fc2.*", "transformer.resblocks.{i}.mlp.c_proj.*"),
-    ("post_layernorm.*", "ln_post.*"),
-    ("visual_projection.weight", "proj^T"),
+    row("embeddings.class_embedding", "class_embedding"),
+    row("embeddings.patch_embedding.*", "conv1.*"),
+    row("embeddings.position_embedding", "positional_embedding"),
+    row("pre_layernorm.*", "ln_pre.*"),
+    row("layers.{i}.layer_norm1.*", "transformer.resblocks.{i}.ln_1.*"),
+    row("layers.{i}.self_attn.qkv_proj.weight", "transformer.resblocks.{i}.attn.in_proj_weight"),
+    row("layers.{i}.self_attn.qkv_proj.bias", "transformer.resblocks.{i}.attn.in_proj_bias"),
+    row("layers.{i}.self_attn.out_proj.*", "transformer.resblocks.{i}.attn.out_proj.*"),
+    row("layers.{i}.layer_norm2.*", "transformer.resblocks.{i}.ln_2.*"),
+    row("layers.{i}.mlp.fc1.*", "transformer.resblocks.{i}.mlp.c_fc.*"),
+    row("layers.{i}.mlp.fc2.*", "transformer.resblocks.{i}.mlp.c_proj.*"),
+    row("post_layernorm.*", "ln_post.*"),
+    row("visual_projection.weight", "proj", transposed=True),
+)
+
+_VIT_EMBEDDINGS: KeyTable = (
+    row("embeddings.class_embedding", "embeddings.cls_token"),
+    row("embeddings.patch_embedding.*", "embeddings.patch_embeddings.projection.*"),
+    row("embeddings.position_embedding", "embeddings.position_embeddings"),
 )
 
 # transformers' ViTModel in memory.
 VIT_TRANSFORMERS: KeyTable = (
-    ("embeddings.class_embedding", "embeddings.cls_token"),
-    ("embeddings.patch_embedding.*", "embeddings.patch_embeddings.projection.*"),
-    ("embeddings.position_embedding", "embeddings.position_embeddings"),
-    ("layers.{i}.layer_norm1.*", "layers.{i}.layernorm_before.*"),
-    (
+    *_VIT_EMBEDDINGS,
+    row("layers.{i}.layer_norm1.*", "layers.{i}.layernorm_before.*"),
+    row(
         "layers.{i}.self_attn.qkv_proj.*",
         "layers.{i}.attention.q_proj.*",
         "layers.{i}.attention.k_proj.*",
         "layers.{i}.attention.v_proj.*",
     ),
-    ("layers.{i}.self_attn.out_proj.*", "layers.{i}.attention.o_proj.*"),
-    ("layers.{i}.layer_norm2.*", "layers.{i}.layernorm_after.*"),
-    ("layers.{i}.mlp.*", "layers.{i}.mlp.*"),
-    ("post_layernorm.*", "layernorm.*"),
+    row("layers.{i}.self_attn.out_proj.*", "layers.{i}.attention.o_proj.*"),
+    row("layers.{i}.layer_norm2.*", "layers.{i}.layernorm_after.*"),
+    row("layers.{i}.mlp.*", "layers.{i}.mlp.*"),
+    row("post_layernorm.*", "layernorm.*"),
 )
 
 # transformers' ViTModel in files, which keep the names of its first version.
 VIT_TRANSFORMERS_FILES: KeyTable = (
-    *VIT_TRANSFORMERS[:3],
-    ("layers.{i}.layer_norm1.*", "encoder.layer.{i}.layernorm_before.*"),
-    (
+    *_VIT_EMBEDDINGS,
+    row("layers.{i}.layer_norm1.*", "encoder.layer.{i}.layernorm_before.*"),
+    row(
         "layers.{i}.self_attn.qkv_proj.*",
         "encoder.layer.{i}.attention.attention.query.*",
         "encoder.layer.{i}.attention.attention.key.*",
         "encoder.layer.{i}.attention.attention.value.*",
     ),
-    ("layers.{i}.self_attn.out_proj.*", "encoder.layer.{i}.attention.output.dense.*"),
-    ("layers.{i}.layer_norm2.*", "encoder.layer.{i}.layernorm_after.*"),
-    ("layers.{i}.mlp.fc1.*", "encoder.layer.{i}.intermediate.dense.*"),
-    ("layers.{i}.mlp.fc2.*", "encoder.layer.{i}.output.dense.*"),
-    ("post_layernorm.*", "layernorm.*"),
+    row("layers.{i}.self_attn.out_proj.*", "encoder.layer.{i}.attention.output.dense.*"),
+    row("layers.{i}.layer_norm2.*", "encoder.layer.{i}.layernorm_after.*"),
+    row("layers.{i}.mlp.fc1.*", "encoder.layer.{i}.intermediate.dense.*"),
+    row("layers.{i}.mlp.fc2.*", "encoder.layer.{i}.output.dense.*"),
+    row("post_layernorm.*", "layernorm.*"),
 )
 
 # timm's VisionTransformer.
 VIT_TIMM: KeyTable = (
-    ("embeddings.class_embedding", "cls_token"),
-    ("embeddings.patch_embedding.*", "patch_embed.proj.*"),
-    ("embeddings.position_embedding", "pos_embed"),
-    ("layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*"),
-    ("layers.{i}.self_attn.qkv_proj.*", "blocks.{i}.attn.qkv.*"),
-    ("layers.{i}.self_attn.out_proj.*", "blocks.{i}.attn.proj.*"),
-    ("layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*"),
-    ("layers.{i}.mlp.*", "blocks.{i}.mlp.*"),
-    ("post_layernorm.*", "norm.*"),
+    row("embeddings.class_embedding", "cls_token"),
+    row("embeddings.patch_embedding.*", "patch_embed.proj.*"),
+    row("embeddings.position_embedding", "pos_embed"),
+    row("layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*"),
+    row("layers.{i}.self_attn.qkv_proj.*", "blocks.{i}.attn.qkv.*"),
+    row("layers.{i}.self_attn.out_proj.*", "blocks.{i}.attn.proj.*"),
+    row("layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*"),
+    row("layers.{i}.mlp.*", "blocks.{i}.mlp.*"),
+    row("post_layernorm.*", "norm.*"),
 )
 
-
-def prefixed(table: KeyTable, here: str = "", there: str = "") -> KeyTable:
-    """Return `table` with a prefix before every name here, and one before every name there."""
-    return tuple((here + row[0], *(there + name for name in row[1:])) for row in table)
-
-
-# The vision half of DeepSeek-OCR's own checkpoints.
+# The vision half of DeepSeek-OCR's own checkpoints; `view_seperator` is their spelling.
 DEEPENCODER_DEEPSEEK_OCR: KeyTable = (
-    *prefixed(SAM_META, "sam_encoder.", "model.sam_model."),
-    *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder.", "model.vision_model."),
-    ("projector.layers.0.*", "model.projector.layers.*"),
-    ("image_newline", "model.image_newline"),
-    ("view_separator", "model.view_seperator"),
+    *prefixed(SAM_META, "sam_encoder.", "sam_model."),
+    *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder.", "vision_model."),
+    row("projector.layers.0.*", "projector.layers.*"),
+    row("image_newline", "image_newline"),
+    row("view_separator", "view_seperator"),
 )
 
-# transformers' UnlimitedOcrVisionModel, whose newline, separator and projector live outside of it.
-DEEPENCODER_UNLIMITED_OCR: KeyTable = (
+# transformers' UnlimitedOcrVisionModel.
+DEEPENCODER_UNLIMITED_OCR_VISION: KeyTable = (
     *prefixed(SAM_TRANSFORMERS, "sam_encoder.", "sam_encoder."),
     *prefixed(CLIP_TRANSFORMERS, "clip_encoder.", "vision_encoder."),
+)
+
+# transformers' UnlimitedOcrModel, which keeps the projector, newline and separator outside of the vision model.
+DEEPENCODER_UNLIMITED_OCR: KeyTable = (
+    *prefixed(DEEPENCODER_UNLIMITED_OCR_VISION, there="vision_tower."),
+    row("projector.layers.0.*", "multi_modal_projector.*"),
+    row("image_newline", "image_newline"),
+    row("view_separator", "view_separator"),
 )

@@ -1,18 +1,22 @@
-"""The layouts of checkpoints that hold one of our models, and how they are told apart.
+"""The layouts of checkpoints that hold one of our models, and how they are recognised.
 
-Unusual: a layout is recognised by the names of its tensors alone, never by the name of a file or a repository.
+Unusual: a layout is recognised from its tensor names alone, never from the name of a file or a repository. A new
+spelling of a known family is one more row; the command line's help lists the rows, so this file imports no torch.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .families import CLIP, DEEPSEEK_OCR, DEEPSEEK_OCR_CLIP, DEEPSEEK_OCR_SAM, GOT_OCR, OPEN_CLIP, SAM, VIT, Family
 from .key_tables import (
     CLIP_DEEPSEEK_OCR,
     CLIP_OPENAI,
+    CLIP_PROJECTED_TRANSFORMERS,
     CLIP_TRANSFORMERS,
     DEEPENCODER_DEEPSEEK_OCR,
     DEEPENCODER_UNLIMITED_OCR,
+    SAM_GOT_TRANSFORMERS,
     SAM_META,
     SAM_TRANSFORMERS,
     VIT_TIMM,
@@ -27,26 +31,31 @@ __all__ = ["LAYOUTS", "PREFIXES", "Layout", "recognize"]
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which other code lays a checkpoint out.
+    """One way in which other code names the tensors of a checkpoint.
 
     Args:
-        name: what it is called in reports.
-        slug: what it is called on the command line.
-        pixels: whose image processor it is used with: `"deepseek"`, `"got"`, `"sam"`, `"clip"` or `"vit"`.
-        model_type: what is made of it.
-        table: its rows.
-        needs: names that only this layout has all of.
-        lacks: beginnings of names that tell a larger layout apart.
-        claims: beginnings of the names that belong to the encoder; each must be in the table or left behind.
-        left_behind: names that nothing is made of (`*` for any rest), with the reason.
-        defaults: fields of the configuration that no shape tells.
-        assumed: of these, the ones that are true of most checkpoints of the layout and not of all, with the reason.
+        name: its name in reports.
+        slug: its name on the command line.
+        family ([`Family`]): what it shares with other layouts.
+        table: the names of its tensors.
+        needs: tensor names that identify the layout if all of them are present.
+        lacks: prefixes of tensor names that must be absent, because they identify a larger layout.
+        claims: prefixes of the tensors that belong to the encoder. Each such tensor must be in `table` or in
+            `left_behind`; all others are ignored.
+        left_behind: tensor names that the model has no use for (`*` matches any rest), with the reason.
+        defaults: fields of the configuration that tensor shapes do not determine.
+        assumed: those fields of `defaults` that are right for most checkpoints of the layout but not for all, with the
+            reason.
+        reference_prefixes: pairs of a prefix and its replacement, by which transformers' class for the original, which
+            verifies a conversion, finds the tensors. They are independent of `table`, which is what is verified.
+        reference_projection: names of the projector's weight and bias, the newline and the separator, which that class
+            does not have; likewise independent of `table`.
+        also_written_for: slugs of layouts whose checkpoints transformers saves with the names of this one.
     """
 
     name: str
     slug: str
-    pixels: str
-    model_type: str
+    family: Family
     table: KeyTable
     needs: tuple[str, ...]
     lacks: tuple[str, ...] = ()
@@ -54,56 +63,58 @@ class Layout:
     left_behind: tuple[tuple[str, str], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
     assumed: tuple[tuple[str, str], ...] = ()
+    reference_prefixes: tuple[tuple[str, str], ...] = ()
+    reference_projection: tuple[str, ...] = ()
+    also_written_for: tuple[str, ...] = ()
 
     @property
-    def is_tower(self) -> bool:
-        """Whether a configuration beside the checkpoint is the tower's own, and not that of a language model."""
-        return self.pixels in ("clip", "sam", "vit") and self.slug != "deepseek-ocr-clip"
+    def model_type(self) -> str:
+        """`model_type` of the model that a checkpoint becomes."""
+        return self.family.model_type
 
 
-_POSITION_IDS = "numbers that are counted anew"
-_UNUSED_PATCHES = "CLIP's patch embedding, which runs on SAM's map here and in the original alike"
-_CLASSIFIER = "a head for a task, not a part of the tower"
-_VIT_LEFT_BEHIND = (("embeddings.mask_token", "a token of its pretraining, which the tower never sees"),)
+_POSITION_IDS = "position numbers, which the model computes"
+_UNUSED_PATCHES = "CLIP's patch embedding, which neither the original nor this model uses: CLIP reads SAM's map"
+_CLASSIFIER = "a task head, which is not part of the tower"
+_VIT_LEFT_BEHIND = (("embeddings.mask_token", "a token used in pretraining only"),)
 _VIT_DEFAULTS = (("post_norm", "all"), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12))
 
-_DEEPSEEK_OCR = Layout(
-    "DeepSeek-OCR",
-    "deepseek-ocr",
-    "deepseek",
-    "deepencoder",
-    tuple((row[0], *(name.removeprefix("model.") for name in row[1:])) for row in DEEPENCODER_DEEPSEEK_OCR),
-    needs=("sam_model.pos_embed", "vision_model.embeddings.class_embedding"),
-    claims=("sam_model.", "vision_model.", "projector.", "image_newline", "view_seperator"),
-    left_behind=(
-        ("vision_model.embeddings.patch_embedding.*", _UNUSED_PATCHES),
-        ("vision_model.embeddings.position_ids", _POSITION_IDS),
-    ),
-)
-_UNLIMITED_OCR = Layout(
-    "Unlimited-OCR in transformers",
-    "unlimited-ocr",
-    "deepseek",
-    "deepencoder",
-    (
-        *prefixed(DEEPENCODER_UNLIMITED_OCR, there="vision_tower."),
-        ("projector.layers.0.*", "multi_modal_projector.*"),
-        ("image_newline", "image_newline"),
-        ("view_separator", "view_separator"),
-    ),
-    needs=("vision_tower.sam_encoder.pos_embed", "vision_tower.vision_encoder.embeddings.class_embedding"),
-    claims=("vision_tower.", "multi_modal_projector.", "image_newline", "view_separator"),
-    left_behind=(("vision_tower.vision_encoder.embeddings.patch_embedding.*", _UNUSED_PATCHES),),
-)
-
 LAYOUTS: tuple[Layout, ...] = (
-    _DEEPSEEK_OCR,
-    _UNLIMITED_OCR,
+    Layout(
+        "DeepSeek-OCR",
+        "deepseek-ocr",
+        DEEPSEEK_OCR,
+        DEEPENCODER_DEEPSEEK_OCR,
+        needs=("sam_model.pos_embed", "vision_model.embeddings.class_embedding"),
+        claims=("sam_model.", "vision_model.", "projector.", "image_newline", "view_seperator"),
+        left_behind=(
+            ("vision_model.embeddings.patch_embedding.*", _UNUSED_PATCHES),
+            ("vision_model.embeddings.position_ids", _POSITION_IDS),
+        ),
+        reference_prefixes=(("sam_model.", "sam_encoder."), ("vision_model.", "vision_encoder.")),
+        reference_projection=("projector.layers.weight", "projector.layers.bias", "image_newline", "view_seperator"),
+        also_written_for=("unlimited-ocr",),
+    ),
+    Layout(
+        "Unlimited-OCR in transformers",
+        "unlimited-ocr",
+        DEEPSEEK_OCR,
+        DEEPENCODER_UNLIMITED_OCR,
+        needs=("vision_tower.sam_encoder.pos_embed", "vision_tower.vision_encoder.embeddings.class_embedding"),
+        claims=("vision_tower.", "multi_modal_projector.", "image_newline", "view_separator"),
+        left_behind=(("vision_tower.vision_encoder.embeddings.patch_embedding.*", _UNUSED_PATCHES),),
+        reference_prefixes=(("vision_tower.", ""),),
+        reference_projection=(
+            "multi_modal_projector.weight",
+            "multi_modal_projector.bias",
+            "image_newline",
+            "view_separator",
+        ),
+    ),
     Layout(
         "CLIP of DeepSeek-OCR",
         "deepseek-ocr-clip",
-        "clip",
-        "deepencoder_clip_vision",
+        DEEPSEEK_OCR_CLIP,
         prefixed(CLIP_DEEPSEEK_OCR, there="vision_model."),
         needs=(
             "vision_model.embeddings.class_embedding",
@@ -116,80 +127,74 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "DeepSeek-OCR-2",
         "deepseek-ocr-2",
-        "deepseek",
-        "deepencoder_sam",
+        DEEPSEEK_OCR_SAM,
         prefixed(SAM_META, there="sam_model."),
         needs=("sam_model.pos_embed",),
         lacks=("vision_model.",),
         claims=("sam_model.",),
+        reference_prefixes=(("sam_model.", ""),),
     ),
     Layout(
         "DeepSeek-OCR-2 in transformers",
         "deepseek-ocr-2-transformers",
-        "deepseek",
-        "deepencoder_sam",
+        DEEPSEEK_OCR_SAM,
         prefixed(SAM_TRANSFORMERS, there="vision_tower.sam_encoder."),
         needs=("vision_tower.sam_encoder.pos_embed",),
         lacks=("vision_tower.vision_encoder.embeddings.",),
         claims=("vision_tower.sam_encoder.",),
+        reference_prefixes=(("vision_tower.sam_encoder.", ""),),
     ),
     Layout(
         "GOT-OCR-2.0 or Vary",
         "got-ocr",
-        "got",
-        "deepencoder_sam",
+        GOT_OCR,
         prefixed(SAM_META, there="vision_tower_high."),
         needs=("vision_tower_high.pos_embed",),
         claims=("vision_tower_high.",),
+        reference_prefixes=(("vision_tower_high.", ""),),
     ),
     Layout(
         "GOT-OCR-2.0 in transformers",
         "got-ocr-transformers",
-        "got",
-        "deepencoder_sam",
-        (
-            *prefixed(SAM_TRANSFORMERS[:-2], there="vision_tower."),
-            ("compressor.convs.0.*", "multi_modal_projector.conv_upsampler1.*"),
-            ("compressor.convs.1.*", "multi_modal_projector.conv_upsampler2.*"),
-        ),
+        GOT_OCR,
+        SAM_GOT_TRANSFORMERS,
         needs=("vision_tower.pos_embed", "multi_modal_projector.conv_upsampler1.weight"),
         claims=("vision_tower.", "multi_modal_projector.conv_upsampler"),
+        reference_prefixes=(("vision_tower.", ""), ("multi_modal_projector.conv_upsampler", "proj.conv")),
     ),
     Layout(
         "SAM",
         "sam",
-        "sam",
-        "deepencoder_sam",
+        SAM,
         prefixed(SAM_META, there="image_encoder."),
         needs=("image_encoder.pos_embed",),
         claims=("image_encoder.",),
+        reference_prefixes=(("image_encoder.", ""),),
     ),
     Layout(
         "SAM in transformers",
         "sam-transformers",
-        "sam",
-        "deepencoder_sam",
+        SAM,
         prefixed(SAM_TRANSFORMERS, there="vision_encoder."),
         needs=("vision_encoder.pos_embed",),
         claims=("vision_encoder.",),
+        reference_prefixes=(("vision_encoder.", ""),),
     ),
     Layout(
         "CLIP by OpenAI or open_clip",
         "clip",
-        "clip",
-        "deepencoder_clip_vision",
-        tuple((row[0], *(f"visual.{name}" for name in row[1:])) for row in CLIP_OPENAI),
+        OPEN_CLIP,
+        prefixed(CLIP_OPENAI, there="visual."),
         needs=("visual.class_embedding", "visual.ln_pre.weight"),
         claims=("visual.",),
         defaults=(("post_norm", "pooled"), ("hidden_act", "quick_gelu")),
-        assumed=(("hidden_act", "quick_gelu, as OpenAI's; most of open_clip's own models have gelu"),),
+        assumed=(("hidden_act", "quick_gelu, as in OpenAI's models; most of open_clip's own use gelu"),),
     ),
     Layout(
         "CLIP in transformers",
         "clip-transformers",
-        "clip",
-        "deepencoder_clip_vision",
-        (*prefixed(CLIP_TRANSFORMERS[:-1], there="vision_model."), CLIP_TRANSFORMERS[-1]),
+        CLIP,
+        CLIP_PROJECTED_TRANSFORMERS,
         needs=("vision_model.embeddings.class_embedding", "vision_model.post_layernorm.weight"),
         claims=("vision_model.", "visual_projection."),
         left_behind=(("vision_model.embeddings.position_ids", _POSITION_IDS),),
@@ -198,8 +203,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "CLIP's vision model in transformers",
         "clip-vision-transformers",
-        "clip",
-        "deepencoder_clip_vision",
+        CLIP,
         CLIP_TRANSFORMERS,
         needs=("embeddings.class_embedding", "post_layernorm.weight"),
         left_behind=(("embeddings.position_ids", _POSITION_IDS),),
@@ -208,8 +212,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "ViT in timm",
         "vit-timm",
-        "vit",
-        "deepencoder_clip_vision",
+        VIT,
         VIT_TIMM,
         needs=("cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"),
         left_behind=(("head.*", _CLASSIFIER), ("pre_logits.*", _CLASSIFIER)),
@@ -218,8 +221,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "ViT in transformers",
         "vit-transformers",
-        "vit",
-        "deepencoder_clip_vision",
+        VIT,
         VIT_TRANSFORMERS_FILES,
         needs=("embeddings.cls_token", "encoder.layer.0.attention.attention.query.weight"),
         claims=("embeddings.", "encoder.", "layernorm."),
@@ -229,8 +231,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "ViT in transformers' memory",
         "vit-transformers-memory",
-        "vit",
-        "deepencoder_clip_vision",
+        VIT,
         VIT_TRANSFORMERS,
         needs=("embeddings.cls_token", "layers.0.attention.q_proj.weight"),
         claims=("embeddings.", "layers.", "layernorm."),
@@ -238,32 +239,36 @@ LAYOUTS: tuple[Layout, ...] = (
         defaults=_VIT_DEFAULTS,
     ),
 )
-# Where in a larger model a layout may sit.
+# Prefixes under which a larger model, torch.compile or DistributedDataParallel may keep a layout.
 PREFIXES = ("", "model.", "vit.", "module.", "module.model.", "_orig_mod.", "_orig_mod.model.")
 
 
-def recognize(keys: Collection[str]) -> tuple[Layout, str]:
-    """Tell what a checkpoint is from the names of its tensors.
+def _matches(layout: Layout, prefix: str, names: Collection[str]) -> bool:
+    lacks = tuple(prefix + name for name in layout.lacks)
+    return all(prefix + name in names for name in layout.needs) and not (
+        lacks and any(name.startswith(lacks) for name in names)
+    )
+
+
+def recognize(keys: Collection[str], layouts: Sequence[Layout] = LAYOUTS) -> tuple[Layout, str]:
+    """Recognise the layout of a checkpoint from its tensor names.
+
+    Args:
+        keys: the names.
+        layouts: rows to choose from.
 
     Returns:
-        the layout, and the prefix that all its names have there.
+        The layout, and the prefix that all its names have in this checkpoint.
 
     Raises:
-        `ValueError`: nothing that we know, or more than one thing.
+        `ValueError`: no layout matches, or more than one does.
     """
     names = set(keys)
-    found = []
-    for layout in LAYOUTS:
-        for prefix in PREFIXES:
-            lacks = tuple(prefix + name for name in layout.lacks)
-            if all(prefix + name in names for name in layout.needs) and not (
-                lacks and any(name.startswith(lacks) for name in names)
-            ):
-                found.append((layout, prefix))
+    found = [(layout, prefix) for layout in layouts for prefix in PREFIXES if _matches(layout, prefix, names)]
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(f"The checkpoint could be any of: {', '.join(layout.name for layout, _ in found)}.")
     examples = ", ".join(repr(name) for name in sorted(names)[:3]) or "no tensors"
-    known = ", ".join(layout.name for layout in LAYOUTS)
-    raise ValueError(f"The checkpoint is none of: {known}. It begins with {examples}.")
+    known = ", ".join(layout.name for layout in layouts)
+    raise ValueError(f"The checkpoint is none of: {known}. Its first tensor names are: {examples}.")

@@ -1,6 +1,10 @@
-"""What a checkpoint is and what will become of it, before a tensor is read."""
+"""What a checkpoint is and what it will become, determined before a tensor is read.
 
-from collections.abc import Iterator, Mapping
+Unusual: nothing here reads or downloads tensor data. Names, shapes, dtypes and the files beside the tensors suffice to
+recognise the layout, to infer the configuration and to refuse checkpoints that cannot be converted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
@@ -10,59 +14,24 @@ import torch
 
 from ..modeling.catalog import MODELS
 from .checkpoint import Checkpoint
-from .infer_config import infer_config, read_hints
+from .config_hints import TowerPart
 from .key_mapping import map_keys, source_shapes
-from .key_tables import TRANSPOSED, prefixed
-from .layouts import Layout, recognize
+from .key_tables import KeyRow, KeyTable, prefixed
+from .layouts import LAYOUTS, Layout, recognize
 from .report import NOT_A_PART
+from .targets import TARGETS, Target
 
 __all__ = ["ConversionPlan", "dtype_name", "plan_conversion", "read_dtype"]
 
 
-@dataclass
-class ConversionPlan:
-    """What a checkpoint is and what will become of it; nothing has been read yet.
-
-    Args:
-        checkpoint: the tensors.
-        layout: what it is.
-        prefix: what all its names there begin with, in this checkpoint.
-        table: the layout's rows, with that prefix.
-        names: for each name here, the names there.
-        unused: names there that nothing will be made of, with the reason.
-        config: of the model.
-        dtype: of the model: one that holds every tensor's values.
-        assumed: see [`ConversionReport`].
-    """
-
-    checkpoint: Checkpoint
-    layout: Layout
-    prefix: str
-    table: tuple[tuple[str, ...], ...]
-    names: dict[str, tuple[str, ...]]
-    unused: dict[str, str]
-    config: Any
-    dtype: torch.dtype
-    assumed: dict[str, str]
-
-    @property
-    def needed(self) -> list[str]:
-        return [name.removesuffix(TRANSPOSED) for names in self.names.values() for name in names]
-
-    def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The tensors that are needed, by their names there and still unread; of the model's dtype when they are."""
-        self.checkpoint.fetch(self.needed)
-        return _Selection(self.checkpoint, self.needed, self.dtype)
-
-
 class _Selection(Mapping[str, torch.Tensor]):
-    """Some tensors of a checkpoint, still unread."""
+    """Some tensors of a checkpoint, each of which is read when it is asked for."""
 
     def __init__(self, checkpoint: Checkpoint, names: list[str], dtype: torch.dtype) -> None:
         self._checkpoint, self._names, self._dtype = checkpoint, names, dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._checkpoint[name].to(self._dtype)  # one by one: there is memory for one model
+        return self._checkpoint[name].to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -71,35 +40,64 @@ class _Selection(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def _reason(layout: Layout, key: str) -> str | None:
-    for pattern, reason in layout.left_behind:
-        if key == pattern or (pattern.endswith("*") and key.startswith(pattern[:-1])):
-            return reason
-    return None
+@dataclass
+class ConversionPlan:
+    """What a checkpoint is and what it will become; no tensor has been read yet.
+
+    Args:
+        checkpoint: the checkpoint.
+        layout ([`Layout`]): its layout.
+        prefix: the prefix that all names of the layout have in this checkpoint.
+        target ([`Target`]): how its model is made and verified.
+        table: the layout's rows, with that prefix.
+        rows: the rows that apply, with complete names, by the name in our model.
+        unused: names in the checkpoint that the model has no use for, with the reason.
+        config: configuration of the model.
+        dtype: dtype of the model.
+        assumed: fields of the configuration that are right for most checkpoints of the layout but not for all, with
+            the reason.
+    """
+
+    checkpoint: Checkpoint
+    layout: Layout
+    prefix: str
+    target: Target
+    table: KeyTable
+    rows: dict[str, KeyRow]
+    unused: dict[str, str]
+    config: Any
+    dtype: torch.dtype
+    assumed: dict[str, str]
+
+    @property
+    def needed(self) -> list[str]:
+        """Names in the checkpoint of the tensors that the model is made from."""
+        return _names_there(self.rows)
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """Return the tensors that are needed, by their names in the checkpoint, in the model's dtype.
+
+        They are downloaded now if necessary, but each of them is read when it is asked for: there may be memory for
+        one model only.
+        """
+        self.checkpoint.fetch(self.needed)
+        return _Selection(self.checkpoint, self.needed, self.dtype)
 
 
-def _common_dtype(checkpoint: Checkpoint, names: list[str]) -> torch.dtype:
-    dtypes = set()
-    for name in names:
-        dtype = checkpoint.tensors[name].dtype
-        if dtype is None:
-            raise ValueError(f"{name} is not a dense tensor of a dtype that torch knows.")
-        if not dtype.is_floating_point or dtype.itemsize < 2:
-            raise ValueError(f"{name} is of dtype {dtype_name(dtype)}: a quantised checkpoint cannot be converted.")
-        dtypes.add(dtype)
-    return reduce(torch.promote_types, dtypes)
+def _names_there(rows: Mapping[str, KeyRow]) -> list[str]:
+    return [name for row in rows.values() for name in row.there]
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
-    """Return what a dtype is called in reports."""
+    """Return the name of a dtype in reports."""
     return str(dtype).removeprefix("torch.")
 
 
 def read_dtype(dtype: Any) -> torch.dtype | None:
-    """Return the dtype that is meant by `dtype`, a name or a `torch.dtype`; None for `"auto"` and None.
+    """Return the dtype that a name or a `torch.dtype` stands for; None for `"auto"` and None.
 
     Raises:
-        `ValueError`: it is no floating dtype.
+        `ValueError`: it is not a floating dtype.
     """
     if dtype in (None, "auto"):
         return None
@@ -109,55 +107,102 @@ def read_dtype(dtype: Any) -> torch.dtype | None:
     return found
 
 
-def plan_conversion(checkpoint: Checkpoint, dtype: Any = "auto", **values: Any) -> ConversionPlan:
-    """Find out what a checkpoint is and what will become of it.
+def _common_dtype(checkpoint: Checkpoint, names: list[str]) -> torch.dtype:
+    """Return the narrowest dtype that holds the values of all of these tensors."""
+    dtypes = set()
+    for name in names:
+        dtype = checkpoint.tensors[name].dtype
+        if dtype is None:
+            raise ValueError(f"{name} is not a dense tensor of a dtype that torch knows.")
+        if not dtype.is_floating_point or dtype.itemsize < 2:
+            raise ValueError(f"{name} has dtype {dtype_name(dtype)}: quantised checkpoints cannot be converted.")
+        dtypes.add(dtype)
+    return reduce(torch.promote_types, dtypes)
 
-    Args:
-        checkpoint: of [`open_checkpoint`].
-        dtype: of the model. `"auto"`: the checkpoint's, or the one that holds the values of all that it has.
-        values: see [`convert_checkpoint`].
 
-    Raises:
-        `ValueError`: an unknown or ambiguous layout, an unknown name in a part that is the encoder's, a part that is
-            missing, a size that nothing tells, or a quantised tensor.
-    """
+def _check_values(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not isinstance(value, (bool, int, float, str)):
             raise ValueError(f"{name} must be a number or a name, got {value!r}.")
+
+
+def _check_foreign(checkpoint: Checkpoint) -> None:
     model_type = checkpoint.config.get("model_type")
     if isinstance(model_type, str) and model_type in MODELS:
-        raise ValueError(f"It is a {model_type!r} already: from_pretrained loads it.")
-    layout, prefix = recognize(checkpoint)
+        raise ValueError(f"It is a model of this package ({model_type!r}) already: from_pretrained loads it.")
+
+
+def _reason_left_behind(layout: Layout, key: str) -> str | None:
+    for pattern, reason in layout.left_behind:
+        if key == pattern or (pattern.endswith("*") and key.startswith(pattern[:-1])):
+            return reason
+    return None
+
+
+def _map_encoder(
+    checkpoint: Checkpoint, layout: Layout, prefix: str, table: KeyTable
+) -> tuple[dict[str, KeyRow], dict[str, str]]:
+    """Assign each tensor of a checkpoint to the model, or to the unused ones with the reason."""
     claims = tuple(prefix + claim for claim in layout.claims)
-    table = prefixed(layout.table, there=prefix)
-    claimed = [key for key in checkpoint if key.startswith(claims)]
-    reasons = {key: _reason(layout, key.removeprefix(prefix)) for key in claimed}
-    left_behind = {key: reason for key, reason in reasons.items() if reason is not None}
-    names, unknown = map_keys([key for key in claimed if key not in left_behind], table)
+    unused, mapped = {}, []
+    for key in checkpoint:
+        reason = _reason_left_behind(layout, key.removeprefix(prefix)) if key.startswith(claims) else NOT_A_PART
+        if reason is None:
+            mapped.append(key)
+        else:
+            unused[key] = reason
+    rows, unknown = map_keys(mapped, table)
     if unknown:
-        near = get_close_matches(unknown[0], [name for parts in names.values() for name in parts], n=3)
+        near = get_close_matches(unknown[0], _names_there(rows), n=3)
         hint = f" The nearest known ones are {', '.join(near)}." if near else ""
         raise ValueError(f"{layout.name} has no tensor {unknown[0]!r}.{hint}")
-    needed = [name.removesuffix(TRANSPOSED) for parts in names.values() for name in parts]
+    return rows, unused
+
+
+def _find_assumed(layout: Layout, checkpoint: Checkpoint, config: Any, values: Mapping[str, Any]) -> dict[str, str]:
+    if not layout.assumed:
+        return {}
+    tower = getattr(config, "clip_config", config)
+    known = set(values) | set(layout.family.read_hints(checkpoint, tower.hidden_size, TowerPart.CLIP))
+    return {name: reason for name, reason in layout.assumed if name not in known}
+
+
+def plan_conversion(
+    checkpoint: Checkpoint, dtype: Any = "auto", layouts: Sequence[Layout] = LAYOUTS, **values: Any
+) -> ConversionPlan:
+    """Determine what a checkpoint is and what it will become.
+
+    Args:
+        checkpoint: from [`open_checkpoint`].
+        dtype: dtype of the model. `"auto"` keeps the checkpoint's, or the narrowest one that holds the values of all
+            its tensors.
+        layouts: layouts to recognise.
+        values: see [`convert_checkpoint`].
+
+    Raises:
+        `ValueError`: the layout is unknown or ambiguous, the encoder has an unknown or a quantised tensor or lacks a
+            part, or a size is unknown.
+    """
+    _check_values(values)
+    _check_foreign(checkpoint)
+    layout, prefix = recognize(checkpoint, layouts)
+    table, target = prefixed(layout.table, there=prefix), TARGETS[layout.model_type]
+    rows, unused = _map_encoder(checkpoint, layout, prefix, table)
+    needed = _names_there(rows)
     common = _common_dtype(checkpoint, needed)
     empty = [name for name in needed if 0 in checkpoint.shapes[name]]
     if empty:
-        raise ValueError(f"{empty[0]} is empty, of shape {checkpoint.shapes[empty[0]]}.")
-    config = infer_config(layout, source_shapes(names, checkpoint.shapes), checkpoint, **values)
-    tower = getattr(config, "clip_config", config)
+        raise ValueError(f"{empty[0]} is empty: it has shape {checkpoint.shapes[empty[0]]}.")
+    config = target.infer_config(layout, source_shapes(rows, checkpoint.shapes), checkpoint, **values)
     return ConversionPlan(
         checkpoint=checkpoint,
         layout=layout,
         prefix=prefix,
+        target=target,
         table=table,
-        names=names,
-        unused=left_behind | {key: NOT_A_PART for key in checkpoint if key not in reasons},
+        rows=rows,
+        unused=unused,
         config=config,
         dtype=read_dtype(dtype) or common,
-        assumed=_find_assumed(layout, checkpoint, tower, values),
+        assumed=_find_assumed(layout, checkpoint, config, values),
     )
-
-
-def _find_assumed(layout: Layout, checkpoint: Checkpoint, tower: Any, values: Mapping[str, Any]) -> dict[str, str]:
-    told = set(values) | set(read_hints(layout, checkpoint, tower.hidden_size, "clip"))
-    return {name: reason for name, reason in layout.assumed if name not in told}

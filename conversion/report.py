@@ -1,7 +1,11 @@
-"""The report of a conversion."""
+"""The report of a conversion, which is saved beside the model."""
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from ..configuration.atomic_files import write_text
 
 __all__ = ["CONVERTER_VERSION", "NOT_A_PART", "REPORT_NAME", "ConversionReport"]
 
@@ -13,23 +17,24 @@ NOT_A_PART = "not a part of the encoder"
 
 @dataclass
 class ConversionReport:
-    """What became of a checkpoint.
+    """What became of a checkpoint's tensors.
 
     Args:
-        source: where it is.
-        commit: of a checkpoint on the Hub.
-        layout: what it was recognised as.
-        model_type: what it became.
-        dtype: of the model.
-        converter_version: of the code that converted it.
-        mapped: for each name here, the names there that it was made of.
-        unused: names there that nothing was made of, with the reason.
-        initialized: names here for which the checkpoint has nothing: their values are random.
-        dtype_changes: names there whose dtype is not the model's, with both.
-        not_finite: names here that hold infinities or NaNs.
-        assumed: fields of the configuration that are true of most such checkpoints, with the reason.
-        verification: differences to the original on the same input, where that was looked at.
-        license: what the checkpoint's own model card says it is under.
+        source: path or Hub id of the checkpoint.
+        commit: commit of a checkpoint on the Hub.
+        layout: name of the layout that was recognised.
+        model_type: `model_type` of the model.
+        dtype: dtype of the model.
+        converter_version: version of the code that converted the checkpoint.
+        mapped: for each tensor of the model, the names of the checkpoint's tensors that it was made from.
+        unused: names of the checkpoint's tensors that were not used, with the reason.
+        initialized: names of the model's tensors that the checkpoint lacks; their values are random.
+        dtype_changes: names of the checkpoint's tensors whose dtype is not the model's, with both dtypes.
+        not_finite: names of the model's tensors that contain infinities or NaNs.
+        assumed: fields of the configuration that are right for most checkpoints of the layout but not for all, with
+            the reason.
+        verification: differences from the original on the same input, or the reason why it was not compared.
+        license: licence that the checkpoint's own model card names.
     """
 
     source: str
@@ -49,8 +54,25 @@ class ConversionReport:
 
     @property
     def left_behind(self) -> dict[str, str]:
-        """Of `unused`, the names in the encoder's own parts."""
+        """Those of `unused` that belong to the encoder."""
         return {name: reason for name, reason in self.unused.items() if reason != NOT_A_PART}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the report to a folder."""
+        write_text(Path(folder) / REPORT_NAME, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ConversionReport":
+        """Read the report in a folder.
+
+        Raises:
+            `OSError`, `ValueError`: there is no report, or it is damaged.
+        """
+        content = json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{folder}: {REPORT_NAME} is damaged: {error}.") from error

@@ -17,8 +17,10 @@ from deepencoder import (
 )
 from deepencoder.conversion.key_mapping import convert_state_dict
 from deepencoder.conversion.key_tables import (
+    CLIP_PROJECTED_TRANSFORMERS,
     CLIP_TRANSFORMERS,
     DEEPENCODER_UNLIMITED_OCR,
+    DEEPENCODER_UNLIMITED_OCR_VISION,
     SAM_TRANSFORMERS,
     VIT_TRANSFORMERS,
     KeyTable,
@@ -64,7 +66,7 @@ def deepencoder_pair(**sizes: Any) -> tuple[Any, Any]:
         sam_config=SAM_SIZES | channels | {"intermediate_size": 128, "global_attn_indexes": (1, 3)},
         clip_config=clip_sizes,
     )
-    return peer, load(DeepEncoder(config), peer, DEEPENCODER_UNLIMITED_OCR)
+    return peer, load(DeepEncoder(config), peer, DEEPENCODER_UNLIMITED_OCR_VISION)
 
 
 @pytest.mark.parametrize("size", PIXEL_SIZES, ids=str)
@@ -99,7 +101,7 @@ def test_deepencoder_equals_unlimited_ocr_at_full_depth() -> None:
     peer = randomize(module.UnlimitedOcrVisionModel(module.UnlimitedOcrVisionConfig(attn_implementation="sdpa")))
     with torch.device("meta"):
         model = DeepEncoder(DeepEncoderConfig())
-    model = load(model.to_empty(device="cpu"), peer, DEEPENCODER_UNLIMITED_OCR)
+    model = load(model.to_empty(device="cpu"), peer, DEEPENCODER_UNLIMITED_OCR_VISION)
     pixels = torch.randn(1, 3, 512, 512)
     ours, theirs = model(pixels), peer(pixels)
     report_difference("DeepEncoder, full depth, 512", ours.last_hidden_state, theirs.last_hidden_state)
@@ -149,12 +151,7 @@ def test_vision_tokens_equal_unlimited_ocr() -> None:
         projection_dim=24,
     )
     model: Any = DeepEncoder(our_config)
-    table = (
-        *prefixed(DEEPENCODER_UNLIMITED_OCR, there="vision_tower."),
-        ("projector.layers.0.*", "multi_modal_projector.*"),
-        ("image_newline", "image_newline"),
-        ("view_separator", "view_separator"),
-    )
+    table = DEEPENCODER_UNLIMITED_OCR
     vision = {key: value for key, value in peer.state_dict().items() if not key.startswith("language_model.")}
     converted, unused = convert_state_dict(vision, table, model.state_dict())
     assert unused == []
@@ -218,10 +215,7 @@ def test_clip_vision_encoder_equals_clip(projection_dim: int | None) -> None:
     )
     table = CLIP_TRANSFORMERS
     if projection_dim or any(key.startswith("vision_model.") for key in peer.state_dict()):
-        table = (
-            *prefixed(CLIP_TRANSFORMERS[:-1], there="vision_model."),
-            ("visual_projection.*", "visual_projection.*"),
-        )
+        table = CLIP_PROJECTED_TRANSFORMERS
     model = load(ClipVisionEncoder(config), peer, table)
     pixels = torch.randn(2, 3, 112, 112)
     ours, theirs = model(pixels), peer(pixels)

@@ -1,9 +1,11 @@
-"""Small seeded checkpoints of every layout, and helpers to compare what became of them."""
+"""Small seeded checkpoints of every layout, and helpers to compare the models that they become."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from deepencoder import (
     ClipVisionEncoder,
@@ -34,11 +36,11 @@ OTHER_TENSORS = {"model.layers.0.mlp.gate_proj.weight": torch.zeros(2, 2), "lm_h
 
 
 def build(layout: Layout) -> Any:
-    """One of our models, of the kind and with the parts that a checkpoint of this layout holds."""
+    """Return one of our models with exactly the parts that a checkpoint of this layout has."""
     if layout.model_type == "deepencoder_clip_vision":
         model: Any = ClipVisionEncoder(ClipVisionEncoderConfig.tiny(**VALUES[layout.slug]))
     elif layout.model_type == "deepencoder_sam":
-        channels = () if layout.pixels == "sam" else (24, 32)
+        channels = () if layout.family.absent_parts else (24, 32)
         model = SamEncoder(SamEncoderConfig.tiny(image_size=128, downsample_channels=channels, num_hidden_layers=3))
     else:
         sam_config = SamEncoderConfig.tiny(image_size=128, downsample_channels=(24, 192))
@@ -65,6 +67,12 @@ def assert_same(model: Any, expected: Any) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def folder(parent: Path, name: str) -> Path:
-    (parent / name).mkdir()
-    return parent / name
+def write_checkpoint(folder: Path, slug: str, **files: dict[str, Any]) -> Any:
+    """Write a checkpoint with JSON files beside it; return the model in it."""
+    layout = layout_of(slug)
+    model = build(layout)
+    folder.mkdir(exist_ok=True)
+    save_file(state_dict_there(model, layout), folder / "model.safetensors")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return model

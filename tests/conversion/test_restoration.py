@@ -19,7 +19,7 @@ from deepencoder.conversion.restoration import restore_checkpoint
 
 from ..conftest import randomize
 from ..hub_server import Hub
-from .samples import assert_same, build, layout_of, state_dict_there
+from .samples import assert_same, build, layout_of, state_dict_there, write_checkpoint
 
 DEEPSEEK_OCR = layout_of("deepseek-ocr")
 OTHERS = {"lm_head.weight": torch.randn(50, 3), "model.a.weight": torch.randn(7).half(), "model.zz": torch.arange(9)}
@@ -60,8 +60,7 @@ def other_bytes(path: Path, encoder: set[str]) -> bytes:
 def test_there_and_back_is_bit_exact(layout: Layout, tmp_path: Path) -> None:
     original = tmp_path / "original"
     if layout.claims == ("",):
-        original.mkdir()
-        save_file(state_dict_there(build(layout), layout), original / "model.safetensors")
+        write_checkpoint(original, layout.slug)
     else:
         write_original(original, layout)
     convert_to_folder(original, tmp_path / "encoder", verify=False)
@@ -165,17 +164,17 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     for encoder, source, to, words in (
         ("original", original, "deepseek-ocr", "not a model of this package"),
         ("tiny", original, "deepseek-ocr", "has no place for|has shape"),
-        ("huge", original, "deepseek-ocr", "too large for float16"),
+        ("huge", original, "deepseek-ocr", "too large for ORIGINAL.s dtype float16"),
         ("lacking", original, "deepseek-ocr", "ENCODER lacks 1 tensors: image_newline"),
-        ("encoder", original, "got-ocr", "laid out as DeepSeek-OCR"),
-        ("encoder", other, "deepseek-ocr", "laid out as Unlimited-OCR in transformers"),
-        ("encoder", tmp_path / "original.pth", "deepseek-ocr", "is a pickle"),
+        ("encoder", original, "got-ocr", "has the layout DeepSeek-OCR"),
+        ("encoder", other, "deepseek-ocr", "has the layout Unlimited-OCR in transformers"),
+        ("encoder", tmp_path / "original.pth", "deepseek-ocr", "is not a safetensors file"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             restore_checkpoint(tmp_path / encoder, source, tmp_path / "back", to)
         assert len(str(error.value).splitlines()) == 1
         assert {path.name for path in tmp_path.iterdir()} == before
-    with pytest.raises(ValueError, match="inside of ORIGINAL"):
+    with pytest.raises(ValueError, match="inside ORIGINAL"):
         restore_checkpoint(tmp_path / "encoder", original, original / "new" / "back", "deepseek-ocr")
     assert not (original / "new").exists()
     with pytest.raises(FileExistsError, match="tiny"):
