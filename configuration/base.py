@@ -1,4 +1,4 @@
-"""What the three configurations share beyond transformers' own base class."""
+"""What all configurations share beyond transformers' own base class."""
 
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
@@ -9,6 +9,6 @@ __all__ = ["DeepEncoderPreTrainedConfig"]
 
 
 class DeepEncoderPreTrainedConfig(SharedPart, PreTrainedConfig):
-    """The base of the three configurations."""
+    """The base class of all configurations."""
 
     _shared_as = ("AutoConfig", CONFIG_NAME)

@@ -1,7 +1,7 @@
 """Configuration of the CLIP vision encoder.
 
-Unusual: DeepSeek-OCR's CLIP has no norm behind its last block, and runs on SAM's feature map instead of pixels.
-OpenAI's towers and plain ViTs differ from it in a few places, each a field here and none a subclass.
+Unusual: DeepSeek-OCR's CLIP has no norm after its last block and runs on SAM's feature map instead of pixels. OpenAI's
+towers and plain ViTs differ from it in a few places, and each difference is a field, not a subclass.
 """
 
 from typing import Any
@@ -35,28 +35,28 @@ class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
     Args:
         hidden_size (`int`, defaults to 1024): width of the transformer.
         num_hidden_layers (`int`, defaults to 24): number of transformer blocks.
-        num_attention_heads (`int`, defaults to 16): attention heads of a block; divides `hidden_size`.
+        num_attention_heads (`int`, defaults to 16): number of attention heads of a block; must divide `hidden_size`.
         intermediate_size (`int`, defaults to 4096): width of the MLP.
         num_channels (`int`, defaults to 3): channels of the image.
         image_size (`int`, defaults to 224): side, in pixels, of the images that the position table is made for.
-        patch_size (`int`, defaults to 14): side of a patch in pixels; divides `image_size`. The position table is a
-            square of `image_size // patch_size` positions and the class token's.
-        use_patch_embedding (`bool`, defaults to `True`): build the convolution that embeds pixels. Without it the
-            model takes `patch_embeds` only, as inside a [`DeepEncoder`].
-        use_patch_bias (`bool`, defaults to `False`): give that convolution a bias.
-        use_pre_norm (`bool`, defaults to `True`): layer norm before the first block.
-        post_norm (`str`, defaults to `"none"`): layer norm behind the last block: `"none"`, `"pooled"` (on the pooled
-            class token only) or `"all"` (on every token, before pooling).
-        projection_dim (`int`, *optional*): width of a linear projection of the pooled token, without bias. None for
-            no projection.
+        patch_size (`int`, defaults to 14): side of a patch in pixels; must divide `image_size`. The position table
+            has a row for the class token and one for each of `(image_size // patch_size) ** 2` patches.
+        use_patch_embedding (`bool`, defaults to `True`): whether to build the convolution that embeds pixels. Without
+            it the model accepts `patch_embeds` only, as inside a [`DeepEncoder`].
+        use_patch_bias (`bool`, defaults to `False`): whether that convolution has a bias.
+        use_pre_norm (`bool`, defaults to `True`): whether a layer norm comes before the first block.
+        post_norm (`str`, defaults to `"none"`): which tokens the layer norm after the last block applies to: `"none"`,
+            `"pooled"` (the pooled class token only) or `"all"` (every token, before pooling).
+        projection_dim (`int`, *optional*): width of a linear projection of the pooled token, which has no bias. None
+            for no projection.
         hidden_act (`str`, defaults to `"quick_gelu"`): activation of the MLP.
         layer_norm_eps (`float`, defaults to 1e-5): epsilon of every layer norm.
         attention_dropout (`float`, defaults to 0.0): dropout of the attention weights in training.
         initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised weights.
 
     Raises:
-        `ValueError`: a size is not positive, `patch_size` does not divide `image_size`, `num_attention_heads` does not
-            divide `hidden_size`, or `post_norm` is unknown.
+        `ValueError`: a size is not positive, `patch_size` does not divide `image_size`, `num_attention_heads` does
+            not divide `hidden_size`, or `post_norm` is unknown.
     """
 
     model_type = "deepencoder_clip_vision"
@@ -84,7 +84,7 @@ class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Raise `ValueError` for sizes that no model can be built from."""
+        """Raise `ValueError` if no model can be built from these sizes."""
         check_positive(
             self,
             "hidden_size",
@@ -106,7 +106,7 @@ class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches along a side of an `image_size` image: the side of the position table."""
+        """Number of patches along a side of an image of `image_size` pixels."""
         return self.image_size // self.patch_size
 
     @property

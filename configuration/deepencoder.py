@@ -1,7 +1,7 @@
 """Configuration of the DeepEncoder: a SAM encoder, a CLIP vision encoder and a projector.
 
-Unusual: the CLIP half runs on SAM's feature map, so it never holds a patch embedding
-(`clip_config.use_patch_embedding` is always false here), and SAM's output channels must equal CLIP's width.
+Unusual: the CLIP half runs on SAM's feature map. So it never has a patch embedding (`clip_config.use_patch_embedding`
+is always false here), and the number of SAM's output channels must equal CLIP's width.
 """
 
 import copy
@@ -25,19 +25,20 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
     r"""Configuration of a [`DeepEncoder`]. The defaults are DeepSeek-OCR's vision encoder (400,770,048 parameters).
 
     Args:
-        sam_config (`SamEncoderConfig` or `dict`, *optional*): the SAM half; as published by default.
-        clip_config (`ClipVisionEncoderConfig` or `dict`, *optional*): the CLIP half; as published by default. A copy
-            without patch embedding is kept.
+        sam_config (`SamEncoderConfig` or `dict`, *optional*): configuration of the SAM half; defaults to the published
+            one.
+        clip_config (`ClipVisionEncoderConfig` or `dict`, *optional*): configuration of the CLIP half; defaults to the
+            published one. It is copied if it has a patch embedding, which the copy has not.
         projector_type (`str`, defaults to `"linear"`): `"linear"`, `"mlp_gelu"` (`projector_depth` linear layers with
             GELU between them) or `"identity"` (vision tokens keep the fused width).
-        projector_depth (`int`, defaults to 1): linear layers of an `"mlp_gelu"` projector.
+        projector_depth (`int`, defaults to 1): number of linear layers of an `"mlp_gelu"` projector.
         projection_dim (`int`, defaults to 1280): width of a vision token. An `"identity"` projector sets it to the
             fused width.
         initializer_range (`float`, defaults to 0.02): standard deviation of a newly initialised projector.
 
     Raises:
-        `ValueError`: SAM's output channels are not CLIP's `hidden_size`, `projector_type` is unknown, a size is not
-            positive, or one of the two halves is invalid.
+        `ValueError`: the number of SAM's output channels is not CLIP's `hidden_size`, `projector_type` is unknown, a
+            size is not positive, or one of the two halves is invalid.
     """
 
     model_type = "deepencoder"
@@ -62,7 +63,7 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
                     f"DeepEncoderConfig.{name} must be a {config_class.model_type!r}, got {model_type!r}."
                 )
         if self.clip_config.use_patch_embedding:
-            # A copy: the caller's object may describe a tower of its own.
+            # Copied, as the caller's object may describe another model as well.
             self.clip_config = copy.deepcopy(self.clip_config)
             self.clip_config.use_patch_embedding = False
         if self.projector_type == "identity" and self.projection_dim == PUBLISHED_PROJECTION_DIM:
@@ -71,7 +72,7 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Raise `ValueError` for parts that do not fit together."""
+        """Raise `ValueError` if the two halves or the projector do not fit together."""
         check_positive(self, "projector_depth", "projection_dim")
         check_one_of(self, "projector_type", ("linear", "mlp_gelu", "identity"))
         if self.sam_config.out_hidden_size != self.clip_config.hidden_size:
@@ -87,7 +88,7 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of a fused token: CLIP's and SAM's channels side by side."""
+        """Width of a fused token, which concatenates CLIP's and SAM's channels."""
         return self.clip_config.hidden_size + self.sam_config.out_hidden_size
 
     @classmethod

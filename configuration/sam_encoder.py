@@ -1,7 +1,7 @@
 """Configuration of the SAM encoder.
 
-Unusual: `downsample_channels` describes a convolutional compressor behind SAM's neck, one stride-2 convolution an
-entry. Two make the 16x compressor of DeepSeek-OCR; an empty tuple leaves SAM's own neck as the last layer.
+Unusual: `downsample_channels` describes a convolutional compressor after SAM's neck, with one stride-2 convolution for
+each entry. Two entries are the 16x compressor of DeepSeek-OCR; without any, SAM's own neck is the last layer.
 """
 
 from typing import Any
@@ -22,25 +22,26 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
     Args:
         hidden_size (`int`, defaults to 768): width of the transformer.
         num_hidden_layers (`int`, defaults to 12): number of transformer blocks.
-        num_attention_heads (`int`, defaults to 12): attention heads of a block; divides `hidden_size`.
+        num_attention_heads (`int`, defaults to 12): number of attention heads of a block; must divide `hidden_size`.
         intermediate_size (`int`, defaults to 3072): width of the MLP (`mlp_dim` is accepted too).
         num_channels (`int`, defaults to 3): channels of the image.
         image_size (`int`, defaults to 1024): side, in pixels, of the images that the position tables are made for.
-            Other sizes run as well; their tables are resized.
-        patch_size (`int`, defaults to 16): side of a patch in pixels; divides `image_size`.
+            For images of other sizes the tables are resized.
+        patch_size (`int`, defaults to 16): side of a patch in pixels; must divide `image_size`.
         window_size (`int`, defaults to 14): side, in patches, of the attention windows.
-        global_attn_indexes (`tuple[int, ...]`, defaults to `(2, 5, 8, 11)`): blocks that attend to the whole image.
+        global_attn_indexes (`tuple[int, ...]`, defaults to `(2, 5, 8, 11)`): indices of the blocks that attend to the
+            whole image; the others attend in windows.
         output_channels (`int`, defaults to 256): channels of the neck.
         downsample_channels (`tuple[int, ...]`, defaults to `(512, 1024)`): channels of the compressor's stride-2
-            convolutions, each of which halves both sides. Empty for no compressor.
+            convolutions, each of which halves both sides. An empty tuple means no compressor.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer norm.
         attention_dropout (`float`, defaults to 0.0): dropout of the attention weights in training.
         initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised weights.
 
     Raises:
-        `ValueError`: a size is not positive, `patch_size` does not divide `image_size`, `num_attention_heads` does not
-            divide `hidden_size`, or an index of `global_attn_indexes` is not a block.
+        `ValueError`: a size is not positive, `patch_size` does not divide `image_size`, `num_attention_heads` does
+            not divide `hidden_size`, or an entry of `global_attn_indexes` is not the index of a block.
     """
 
     model_type = "deepencoder_sam"
@@ -64,14 +65,14 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # JSON has no tuples: one type, whatever the source, so that a reloaded config equals the saved one.
+        # JSON has no tuples. Always use them here, so that a reloaded configuration equals the saved one.
         self.global_attn_indexes = tuple(self.global_attn_indexes)
         self.downsample_channels = tuple(self.downsample_channels)
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Raise `ValueError` for sizes that no model can be built from."""
+        """Raise `ValueError` if no model can be built from these sizes."""
         check_positive(
             self,
             "hidden_size",
@@ -104,7 +105,7 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches along a side of an `image_size` image: the side of the absolute position table."""
+        """Number of patches along a side of an image of `image_size` pixels."""
         return self.image_size // self.patch_size
 
     @property
@@ -114,12 +115,12 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
 
     @property
     def out_hidden_size(self) -> int:
-        """Channels of the feature map that the encoder returns."""
+        """Number of channels of the feature map that the encoder returns."""
         return self.downsample_channels[-1] if self.downsample_channels else self.output_channels
 
     @property
     def total_stride(self) -> int:
-        """Pixels along a side of one position of the returned feature map (64 as published)."""
+        """Distance in pixels between two positions of the returned feature map (64 for the published model)."""
         return self.patch_size * 2 ** len(self.downsample_channels)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Checks that the three configurations share.
+"""Checks that all configurations share.
 
-They raise a plain `ValueError`: the wrapper that `@strict` puts around a failing validator is not one.
+Unusual: they raise a plain `ValueError`, which the error that `@strict` wraps around a failing validator is not.
 """
 
 from functools import wraps
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=type[PreTrainedConfig])
 
 
 def raises_value_errors(config_class: Config) -> Config:
-    """Make a `@strict` configuration raise `ValueError`, in one line, for a value of the wrong type too."""
+    """Have a `@strict` configuration raise a one-line `ValueError` for values of a wrong type, too."""
     original = config_class.__init__
 
     @wraps(original)
@@ -43,7 +43,7 @@ def _name(config: PreTrainedConfig, field: str) -> str:
 
 
 def check_positive(config: PreTrainedConfig, *fields: str) -> None:
-    """Raise `ValueError` unless each of `fields` is above zero."""
+    """Raise `ValueError` unless each of the fields is positive."""
     for field in fields:
         value = getattr(config, field)
         if not value > 0:
@@ -55,19 +55,20 @@ def check_divides(config: PreTrainedConfig, divisor: str, multiple: str) -> None
     small, large = getattr(config, divisor), getattr(config, multiple)
     if large % small:
         raise ValueError(
-            f"{_name(config, divisor)}={small} must divide {multiple}={large}, but leaves {large % small}."
+            f"{_name(config, divisor)}={small} must divide {multiple}={large}, but leaves a remainder of "
+            f"{large % small}."
         )
 
 
 def check_fraction(config: PreTrainedConfig, field: str) -> None:
-    """Raise `ValueError` unless `field` is a probability in [0, 1)."""
+    """Raise `ValueError` unless the field is a probability in [0, 1)."""
     value = getattr(config, field)
     if not 0 <= value < 1:
         raise ValueError(f"{_name(config, field)} must be at least 0 and below 1, got {value}.")
 
 
 def check_one_of(config: PreTrainedConfig, field: str, allowed: tuple[Any, ...]) -> None:
-    """Raise `ValueError` unless `field` holds one of `allowed`."""
+    """Raise `ValueError` unless the field has one of the allowed values."""
     value = getattr(config, field)
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
@@ -75,8 +76,8 @@ def check_one_of(config: PreTrainedConfig, field: str, allowed: tuple[Any, ...])
 
 
 def check_activation(config: PreTrainedConfig, field: str) -> None:
-    """Raise `ValueError` unless `field` names an activation that transformers knows."""
-    from transformers.activations import ACT2FN  # a second of imports, which a model needs and AutoConfig does not
+    """Raise `ValueError` unless the field names an activation that transformers has."""
+    from transformers.activations import ACT2FN  # Takes a second to import, which AutoConfig should not cost.
 
     value = getattr(config, field)
     if value not in ACT2FN:

@@ -1,7 +1,7 @@
-"""The CLIP vision encoder, on pixels or on patch embeddings made elsewhere.
+"""The CLIP vision encoder, on pixels or on patches that another model embedded.
 
-Unusual: in a DeepEncoder, SAM's feature map takes the place of the patch embedding, and no norm follows the last
-block. The class token still attends through every block.
+Unusual: in a DeepEncoder, SAM's feature map replaces the patch embedding, and no norm follows the last block. The
+class token still attends through every block.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def eager_attention(
 
 
 class ClipVisionEncoderEmbeddings(nn.Module):
-    """Class token, patches and positions: pixels or a feature map -> `(batch, 1 + height * width, hidden)`."""
+    """The class token and the patches plus their positions, `(batch, 1 + height * width, hidden)`."""
 
     def __init__(self, config: ClipVisionEncoderConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ClipVisionEncoderEmbeddings(nn.Module):
                 bias=config.use_patch_bias,
             )
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
-        # A parameter and no nn.Embedding: it is resized, not looked up, and offloading hooks load it with this module.
+        # Not an nn.Embedding, since it is resized and not looked up; and offloading hooks load it with this module.
         self.position_embedding = nn.Parameter(torch.zeros(1 + config.grid_size**2, config.hidden_size))
         self.position_tables = PositionTableCache()
 
@@ -93,10 +93,10 @@ class ClipVisionEncoderEmbeddings(nn.Module):
                 )
             return patch_embeds.to(self.position_embedding.dtype)
         if pixel_values is None:
-            raise ValueError("Pass one of pixel_values and patch_embeds, got none.")
+            raise ValueError("Pass one of pixel_values and patch_embeds, got neither.")
         if self.patch_embedding is None:
             raise ValueError(
-                "pixel_values need a patch embedding, which use_patch_embedding=False leaves out: pass patch_embeds."
+                "pixel_values need a patch embedding, but the model has use_patch_embedding=False: pass patch_embeds."
             )
         check_pixel_values(pixel_values, "pixel_values", self.num_channels, self.patch_size)
         return self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
@@ -113,9 +113,8 @@ class ClipVisionEncoderEmbeddings(nn.Module):
     ) -> torch.Tensor:
         patches = self.embed_patches(pixel_values, patch_embeds)
         grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(
-            1, 2
-        )  # (batch, hidden, height, width) -> (batch, height * width, hidden)
+        # (batch, hidden, height, width) -> (batch, height * width, hidden)
+        patches = patches.flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
         positions = self.position_tables.get(
             self.position_embedding, grid, lambda table: self.resize_positions(table, grid)
@@ -141,7 +140,7 @@ class ClipVisionEncoderAttention(nn.Module):
         # (batch, N, 3 * hidden) -> 3 x (batch, heads, N, head_dim)
         qkv = self.qkv_proj(hidden_states).reshape(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # transformers' functions reshape to an inferred size, which an empty batch leaves open.
+        # transformers' functions reshape to an inferred size, which an empty batch does not define.
         implementation = self.config._attn_implementation if batch else "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         output, weights = attend(
@@ -186,7 +185,7 @@ class ClipVisionEncoderLayer(GradientCheckpointingLayer):
 
 
 class ClipVisionEncoder(DeepEncoderPreTrainedModel):
-    """CLIP's vision tower; by its configuration also a plain ViT.
+    """CLIP's vision tower. Its configuration can also describe a plain ViT.
 
     Source: Radford et al., *Learning Transferable Visual Models From Natural Language Supervision* (2021).
     """
@@ -237,7 +236,7 @@ class ClipVisionEncoder(DeepEncoderPreTrainedModel):
         patch_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ClipVisionEncoderOutput:
-        """Encode images, or feature maps in the place of embedded patches, of any grid.
+        """Encode images, or feature maps that replace the embedded patches, of any size.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`, *optional*): normalised pixels,
@@ -251,7 +250,7 @@ class ClipVisionEncoder(DeepEncoderPreTrainedModel):
             request `hidden_states` and `attentions` (`eager` only).
 
         Raises:
-            `ValueError`: both inputs or none, wrong channels, or a side that is no multiple of the patch size.
+            `ValueError`: both inputs or neither, wrong channels, or a side that is not a multiple of the patch size.
         """
         hidden_states = self.embeddings(pixel_values, patch_embeds)
         if self.pre_layernorm is not None:

@@ -1,7 +1,7 @@
 """The DeepEncoder: SAM, CLIP on SAM's feature map, a projector, and DeepSeek-OCR's token layout.
 
-Unusual: an image gives a global view and, on demand, local tiles of another size. Images of one batch may have
-different numbers of tiles; all tiles run as one batch, and `vision_tokens` is a tuple of one tensor an image.
+Unusual: each image has a global view and, in some modes, local tiles of another size. Images of one batch may have
+different numbers of tiles. All tiles run as one batch, and `vision_tokens` is a tuple with one tensor for each image.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,9 @@ class DeepEncoderOutput(BaseModelOutputWithPooling):
         pooler_output (`torch.Tensor` of shape `(batch, clip_hidden)`): CLIP's class token of the global view.
         hidden_states (`tuple[torch.Tensor]`, *optional*): CLIP's hidden states of the global view.
         attentions (`tuple[torch.Tensor]`, *optional*): CLIP's attention weights of the global view.
-        vision_tokens (`tuple[torch.Tensor]`): for each image a tensor of shape `(L_i, projection_dim)`, what
-            DeepSeek-OCR's decoder reads.
+        vision_tokens (`tuple[torch.Tensor]`): for each image its projected tokens, of shape `(L_i, projection_dim)`,
+            in the order that DeepSeek-OCR's decoder reads: the tiles' rows, then the view's rows, a newline token
+            after each row, one separator at the end.
         local_last_hidden_state (`torch.Tensor` of shape `(tiles, n, hidden)`, *optional*): fused tokens of the tiles.
         local_hidden_states (`tuple[torch.Tensor]`, *optional*): CLIP's hidden states of the tiles.
         local_attentions (`tuple[torch.Tensor]`, *optional*): CLIP's attention weights of the tiles.
@@ -53,19 +54,19 @@ EncodedViews = tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]
 
 
 def join_views(parts: list[EncodedViews]) -> EncodedViews:
-    """Put together what [`DeepEncoder.encode_view`] gave for the parts of a batch."""
+    """Concatenate the results of [`DeepEncoder.encode_view`] for the parts of a batch."""
     fused, tokens, outputs = zip(*parts, strict=True)
     joined: dict[str, Any] = {}
     for name, value in outputs[0].items():
         values = [output[name] for output in outputs]
-        # A tensor, or a tuple with one a layer.
+        # A tensor, or a tuple with one tensor for each layer.
         is_tuple = isinstance(value, tuple)
         joined[name] = tuple(map(torch.cat, zip(*values, strict=True))) if is_tuple else torch.cat(values)
     return torch.cat(fused), torch.cat(tokens), ClipVisionEncoderOutput(**joined)
 
 
 class DeepEncoderProjector(nn.Module):
-    """Fused tokens -> vision tokens: `(.., hidden)` -> `(.., projection_dim)`."""
+    """Projects fused tokens to vision tokens: `(.., hidden)` -> `(.., projection_dim)`."""
 
     def __init__(self, config: DeepEncoderConfig) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class DeepEncoderProjector(nn.Module):
 
 
 class DeepEncoder(DeepEncoderPreTrainedModel):
-    """DeepSeek-OCR's vision encoder: pages in, vision tokens out.
+    """DeepSeek-OCR's vision encoder, which turns pages into vision tokens.
 
     Source: Wei et al., *DeepSeek-OCR: Contexts Optical Compression* (2025).
     """
@@ -109,9 +110,9 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, device_map: Any = None, **kwargs: Any) -> Any:
-        """Load weights: transformers' `from_pretrained`, with every `device_map` that it takes."""
+        """Load a model as transformers' `from_pretrained` does, with any `device_map` that it accepts."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
-            # Hooks bring modules back from disk, and no bare parameter. These two take 10 KB: they stay in memory.
+            # accelerate's hooks load modules from disk, but no bare parameters. These two have 10 KB: keep them.
             main_device = next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu")
             bare = ("image_newline", "view_separator")
             device_map = device_map | {name: main_device for name in bare if device_map.get(name) == "disk"}
@@ -129,16 +130,19 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         return self.sam_encoder.embeddings.patch_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]  # whatever the caller says
+        self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]
 
     def encode_view(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> EncodedViews:
-        """Encode views of one size, without asking how they belong together; in inference, some at a time.
+        """Encode views of one size, whichever images they belong to.
+
+        In inference, large batches are split into parts; see `MemoryBudgets.views`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(views, channels, height, width)`): normalised pixels.
 
         Returns:
-            fused tokens `(views, h * w, hidden)`, projected tokens `(views, h, w, projection_dim)`, CLIP's output.
+            the fused tokens, `(views, h * w, hidden)`, the projected tokens, `(views, h, w, projection_dim)`, and the
+            output of the CLIP encoder.
         """
         patch_size = self.config.sam_config.patch_size
         positions = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
@@ -147,14 +151,33 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not (is_graph or torch.is_grad_enabled()) and pixel_values.shape[0] > views:
             return join_views([self.encode_view(part, **kwargs) for part in pixel_values.split(views)])
-        # The output flags are CLIP's: SAM's maps have another shape, and weights of 4096 x 4096 a head.
+        # The output flags apply to CLIP only: SAM's attention weights would have 4096 x 4096 values for each head.
         sam_map = self.sam_encoder(pixel_values, return_dict=True).last_hidden_state
         clip_output = self.clip_encoder(patch_embeds=sam_map, return_dict=True, **kwargs)
         clip_tokens = clip_output.last_hidden_state[:, 1:]
-        # The halves may live on different devices.
+        # The two halves may be on different devices.
         sam_tokens = sam_map.flatten(2).transpose(1, 2).to(clip_tokens.device)  # (views, c, h, w) -> (views, h * w, c)
         fused = torch.cat([clip_tokens, sam_tokens], dim=-1)
         return fused, self.projector(fused).unflatten(1, tuple(sam_map.shape[2:])), clip_output
+
+    def check_inputs(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_values_local: torch.Tensor | None,
+        patches_grid: torch.Tensor | Sequence[Sequence[int]] | None,
+        num_local_patches: torch.Tensor | Sequence[int] | None,
+    ) -> tuple[list[tuple[int, int]], list[int]]:
+        """Check the arguments of `forward`; return the tile grid and the number of tiles of each image."""
+        channels, patch_size = self.config.sam_config.num_channels, self.config.sam_config.patch_size
+        check_pixel_values(pixel_values, "pixel_values", channels, patch_size)
+        batch_size = pixel_values.shape[0]
+        grids: list[tuple[int, int]] = [(1, 1)] * batch_size
+        if pixel_values_local is not None:
+            check_pixel_values(pixel_values_local, "pixel_values_local", channels, patch_size)
+            return read_tile_grids(batch_size, pixel_values_local.shape[0], patches_grid, num_local_patches)
+        if (patches_grid is not None or num_local_patches is not None) and not torch.compiler.is_compiling():
+            read_tile_grids(batch_size, 0, grids if patches_grid is None else patches_grid, num_local_patches)
+        return grids, [0] * batch_size
 
     @can_return_tuple
     def forward(
@@ -170,11 +193,11 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, height, width)`): global views, normalised.
             pixel_values_local (`torch.Tensor` of shape `(tiles, 3, t, t)`, *optional*): the tiles of all images, image
-                after image, each row-major.
+                after image, each image's in row-major order.
             patches_grid (`(batch, 2)` integers, *optional*): columns and rows of tiles of each image; `(1, 1)` for an
-                image without. Required with tiles. A list, or a tensor on the CPU, spares a GPU synchronisation;
-                `torch.compile(fullgraph=True)` wants a list.
-            num_local_patches (`(batch,)` integers, *optional*): number of tiles of each image, as a check.
+                image without tiles. Required with tiles. A list or a tensor on the CPU avoids a synchronisation with
+                the GPU, and `torch.compile(fullgraph=True)` needs a list.
+            num_local_patches (`(batch,)` integers, *optional*): number of tiles of each image, for a check.
 
         Returns:
             [`DeepEncoderOutput`].
@@ -182,17 +205,7 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         Raises:
             `ValueError`: pixels of a wrong shape, or tiles that do not fit `patches_grid`.
         """
-        channels, patch_size = self.config.sam_config.num_channels, self.config.sam_config.patch_size
-        check_pixel_values(pixel_values, "pixel_values", channels, patch_size)
-        batch_size = pixel_values.shape[0]
-        grids: list[tuple[int, int]] = [(1, 1)] * batch_size
-        counts: list[int] = [0] * batch_size
-        if pixel_values_local is not None:
-            check_pixel_values(pixel_values_local, "pixel_values_local", channels, patch_size)
-            grids, counts = read_tile_grids(batch_size, pixel_values_local.shape[0], patches_grid, num_local_patches)
-        elif (patches_grid is not None or num_local_patches is not None) and not torch.compiler.is_compiling():
-            read_tile_grids(batch_size, 0, grids if patches_grid is None else patches_grid, num_local_patches)
-
+        grids, counts = self.check_inputs(pixel_values, pixel_values_local, patches_grid, num_local_patches)
         for flag in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, flag):
                 kwargs.setdefault(flag, True)
@@ -203,7 +216,7 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             hidden_states=clip_output.hidden_states,
             attentions=clip_output.attentions,
         )
-        tiles: list[torch.Tensor | None] = [None] * batch_size
+        tiles: list[torch.Tensor | None] = [None] * len(grids)
         if pixel_values_local is not None and any(counts):
             local_fused, tile_tokens, local_output = self.encode_view(pixel_values_local, **kwargs)
             output.local_last_hidden_state = local_fused
@@ -230,9 +243,13 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode pages for a language model, by transformers' convention for vision-language models.
 
-        Takes what `forward` takes. `pooler_output` is the list of the images' `vision_tokens`; the rest is as there.
+        The arguments are those of `forward`.
+
+        Returns:
+            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`] whose `pooler_output` is the list of the
+            images' `vision_tokens`; its other fields are those of `forward`.
         """
-        # Through __call__, whose hooks place offloaded parameters.
+        # Through __call__, so that hooks can place offloaded parameters.
         output = self(
             pixel_values,
             pixel_values_local=pixel_values_local,

@@ -1,4 +1,4 @@
-"""Checks of what a user passes to a forward."""
+"""Checks of the arguments of a forward pass."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""Position tables, resized to the grid at hand.
+"""Position tables, resized to the grid of the input.
 
 Unusual: the two-dimensional tables are resized with `antialias=True`, whose kernel differs from plain bicubic even
-when enlarging; and resized tables are kept, because the parameters behind them do not change in inference.
+when it enlarges. Resized tables are cached, because the parameters they come from do not change in inference.
 """
 
 import threading
@@ -20,7 +20,7 @@ def resize_position_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Te
 
     Args:
         table (`torch.Tensor` of shape `(1, height, width, dim)`): positions of the grid that the model was trained on.
-        size (`tuple[int, int]`): rows and columns wanted.
+        size (`tuple[int, int]`): rows and columns of the result.
 
     Returns:
         `torch.Tensor` of shape `(1, *size, dim)`, in the table's dtype and on its device.
@@ -38,8 +38,8 @@ def resize_relative_positions(table: torch.Tensor, length: int) -> torch.Tensor:
     """Resize a table of relative positions along its first axis, linear with half-pixel centres, in float32.
 
     Args:
-        table (`torch.Tensor` of shape `(2 * n - 1, dim)`): one row a distance, from `-(n - 1)` to `n - 1`.
-        length (`int`): rows wanted.
+        table (`torch.Tensor` of shape `(2 * n - 1, dim)`): one row for each distance from `-(n - 1)` to `n - 1`.
+        length (`int`): rows of the result.
 
     Returns:
         `torch.Tensor` of shape `(length, dim)`, in the table's dtype.
@@ -54,7 +54,7 @@ def relative_positions(table: torch.Tensor, size: int) -> torch.Tensor:
     """Look up the relative position of every query and key along one axis of `size` positions.
 
     Args:
-        table (`torch.Tensor` of shape `(2 * n - 1, dim)`): one row a distance; resized to `2 * size - 1` rows.
+        table (`torch.Tensor` of shape `(2 * n - 1, dim)`): one row for each distance; resized to `2 * size - 1` rows.
         size (`int`): positions along the axis.
 
     Returns:
@@ -66,21 +66,22 @@ def relative_positions(table: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class _Entry(NamedTuple):
-    parameter: torch.Tensor  # no weak reference: torch.utils.swap_tensors refuses tensors that have one
+    parameter: torch.Tensor  # Not a weak reference, as torch.utils.swap_tensors refuses tensors that have one.
     state: tuple[int, int]
     source: torch.Tensor | None
     table: torch.Tensor
 
 
 class PositionTableCache:
-    """Keeps what was made of a position parameter, for inference.
+    """Caches tables that are computed from a position parameter, for inference.
 
-    An entry is made anew once its parameter is another one or was written to, so that loading or training weights
-    needs no call here. (Off the CPU, a write through `.data` goes unnoticed until a step trains the parameter.)
-    Nothing is kept where gradients must reach the parameter, nor while a graph is traced. Threads may share it.
+    An entry is computed again when its parameter was replaced or written to, so loading or training weights needs no
+    call here. (On other devices than the CPU, a write through `.data` goes unnoticed until a step trains the
+    parameter.) Nothing is cached where gradients must reach the parameter or while a graph is traced. Threads may
+    share a cache.
 
     Args:
-        max_entries (`int`, defaults to 8): grids to keep; the one used longest ago goes first.
+        max_entries (`int`, defaults to 8): grids to keep. The least recently used one is dropped first.
     """
 
     def __init__(self, max_entries: int = 8) -> None:
@@ -100,12 +101,12 @@ class PositionTableCache:
     def get(
         self, parameter: torch.Tensor, size: Hashable, build: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Return `build(parameter)`, kept from an earlier call with the same `size`, dtype and device if it may be."""
+        """Return `build(parameter)`, from the cache if a call with the same `size`, dtype and device stored it."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return build(parameter)
         if parameter.requires_grad and torch.is_grad_enabled():
             with self._lock:
-                self._entries.clear()  # the parameter is about to change
+                self._entries.clear()  # The parameter is about to change.
             return build(parameter)
         state = self._state(parameter)
         if state is None:
@@ -117,11 +118,11 @@ class PositionTableCache:
                 self._entries.move_to_end(key)
         if entry is not None and self._is_current(entry, parameter, state):
             return entry.table
-        # Outside inference mode, so that a later training step may save the table for its backward pass.
+        # Outside of inference mode, so that a later training step can save the table for its backward pass.
         with torch.inference_mode(False), torch.no_grad():
             table = build(parameter).detach()
-            # Writes through `.data` leave the version as it is. On the CPU a comparison finds them at little cost;
-            # elsewhere it would wait for the device.
+            # Writes through `.data` do not change the version. On the CPU a comparison finds them at little cost;
+            # on other devices it would wait for the device.
             source = parameter.detach().clone() if parameter.device.type == "cpu" else None
         with self._lock:
             self._entries[key] = _Entry(parameter, state, source, table)
@@ -132,13 +133,13 @@ class PositionTableCache:
 
     @staticmethod
     def _state(parameter: torch.Tensor) -> tuple[int, int] | None:
-        """Return what changes when a parameter is written to, or None for a tensor of which nothing may be kept."""
-        # Tensors made in inference mode do not count their versions; subclasses may have no memory of their own.
+        """Return a state that changes when the parameter is written to, or None if nothing may be cached for it."""
+        # Tensors created in inference mode do not count versions; subclasses may have no memory of their own.
         if type(parameter) not in (torch.Tensor, nn.Parameter) or parameter.is_meta or parameter.is_inference():
             return None
         try:
             return parameter.data_ptr(), parameter._version
-        except RuntimeError:  # inside a transform of torch.func
+        except RuntimeError:  # In a transform of torch.func.
             return None
 
     @staticmethod

@@ -195,9 +195,9 @@ class SamEncoderLayerNorm2d(nn.LayerNorm):
 
 
 class SamEncoderNeck(nn.Module):
-    """`(batch, height, width, hidden)` -> `(batch, output_channels, height, width)`.
+    """SAM's neck: `(batch, height, width, hidden)` -> `(batch, output_channels, height, width)`.
 
-    Its norms have an epsilon of their own, whatever the blocks' is, here as in Meta's and in transformers' SAM.
+    Its norms have a fixed epsilon, whatever that of the blocks is, as in Meta's SAM and in transformers'.
     """
 
     layer_norm_eps = 1e-6
@@ -245,7 +245,7 @@ class SamEncoder(DeepEncoderPreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["SamEncoderEmbeddings", "SamEncoderLayer", "SamEncoderNeck"]
     _supports_sdpa = True
-    _supports_attention_backend = False  # its own functions: the usual ones have no place for two position terms
+    _supports_attention_backend = False  # transformers' attention functions have no argument for position terms.
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embedding"
     _can_record_outputs = {"hidden_states": SamEncoderLayer, "attentions": SamEncoderAttention}
@@ -264,7 +264,7 @@ class SamEncoder(DeepEncoderPreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # each forward looks its function up
+        return True  # Each forward pass looks up its attention function.
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -289,11 +289,11 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             [`~transformers.modeling_outputs.BaseModelOutput`]: `last_hidden_state` of shape
             `(batch, channels, ceil(height / 64), ceil(width / 64))` with the published strides. On request
             `hidden_states`, the embeddings and the output of each block, `(batch, height / 16, width / 16, hidden)`,
-            and `attentions` (`eager` only), `(batch, heads, N, N)` of global and `(batch * windows, heads, n, n)` of
-            windowed blocks.
+            and `attentions` (`eager` only), `(batch, heads, N, N)` for global blocks and
+            `(batch * windows, heads, n, n)` for windowed blocks.
 
         Raises:
-            `ValueError`: wrong number of dimensions or channels, or a side that is no multiple of the patch size.
+            `ValueError`: wrong number of dimensions or channels, or a side that is not a multiple of the patch size.
         """
         hidden_states = self.embeddings(pixel_values)
         windows = WindowCache(self.config.window_size)
