@@ -1,6 +1,11 @@
-"""The wheel and the source distribution hold every module, and the checkout is laid out as it should be."""
+"""The wheel and the source distribution hold every module, and the checkout is laid out as it should be.
+
+Unusual: git has no symbolic links on some Windows systems and checks out plain files with the links' targets as text.
+The package must then fail with one error that says what to do.
+"""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,22 +16,24 @@ import pytest
 
 from .conftest import ROOT
 
-FOLDERS = ("configuration", "modeling", "processing", "conversion")
+ROOMS = ("configuration", "modeling", "processing", "extraction", "conversion", "sharing")
 
 
-def modules() -> set[str]:
-    found = {f"deepencoder/{folder}/{path.name}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
-    return (
-        found
-        | {f"deepencoder/{path.name}" for path in (ROOT / "deepencoder").glob("*.py")}
-        | {f"deepencoder/commands/{path.name}" for path in (ROOT / "deepencoder" / "commands").glob("*.py")}
-        | {"deepencoder/py.typed", "deepencoder/sharing/sample_page.png"}
-    )
+def package_files() -> set[str]:
+    """Return the names of all files that an installation must hold."""
+    folders = {ROOT / "deepencoder": "deepencoder", ROOT / "deepencoder/commands": "deepencoder/commands"}
+    files = {f"{name}/{path.name}" for folder, name in folders.items() for path in folder.glob("*.py")}
+    files |= {f"deepencoder/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    return files | {"deepencoder/py.typed", "deepencoder/sharing/sample_page.png"}
+
+
+def run_python(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build what git knows of, in a copy that keeps links, so that nothing lying about gets in."""
+    """Build the files that git knows, or would add, from a copy that keeps the links."""
     folder = tmp_path_factory.mktemp("build")
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
@@ -41,8 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.symlink_to(os.readlink(ROOT / name))
         elif (ROOT / name).is_file():
             target.write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_python("-m", "build", "--no-isolation", "--outdir", folder / "dist", source)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     return folder / "dist"
 
@@ -50,14 +56,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == modules()
+    assert names == package_files()
 
 
 def test_sdist_holds_every_module(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         names = {member.name.partition("/")[2] for member in tar.getmembers() if not member.isdir()}
-    assert modules() <= names
+    assert package_files() <= names
     assert {"LICENSE", "README.md", "pyproject.toml"} <= names
 
 
@@ -65,14 +71,42 @@ def test_an_installed_wheel_imports_without_the_checkout(built: Path, tmp_path: 
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = "import deepencoder, sys; print(deepencoder.__file__); deepencoder.DeepEncoderConfig.tiny()"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+    done = run_python("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(tmp_path)
 
 
+def test_every_folder_of_modules_is_a_package() -> None:
+    """setuptools leaves folders without an `__init__.py` out of the wheel."""
+    for name in package_files():
+        if name.endswith(".py"):
+            assert (ROOT / name).with_name("__init__.py").is_file(), name
+
+
 def test_import_name_is_made_of_relative_links() -> None:
-    for folder in FOLDERS:
-        link = ROOT / "deepencoder" / folder
-        assert link.is_symlink() and os.readlink(link) == f"../{folder}"
-        assert (ROOT / folder / "__init__.py").is_file() and not (ROOT / folder).is_symlink()
+    links = {path.name for path in (ROOT / "deepencoder").iterdir() if path.is_symlink()}
+    assert links == set(ROOMS)
+    for room in ROOMS:
+        assert os.readlink(ROOT / "deepencoder" / room) == f"../{room}"
+        assert (ROOT / room / "__init__.py").is_file() and not (ROOT / room).is_symlink()
+
+
+def test_a_checkout_without_links_fails_with_one_clear_error(tmp_path: Path) -> None:
+    package = shutil.copytree(ROOT / "deepencoder", tmp_path / "deepencoder", symlinks=True)
+    for link in [path for path in package.iterdir() if path.is_symlink()]:
+        target = os.readlink(link)
+        link.unlink()
+        link.write_text(target)  # what git writes where core.symlinks is false
+    done = run_python("-c", "import deepencoder", cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""})
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("ImportError: ") and "symbolic links" in error and "core.symlinks" in error
+    assert "During handling of the above exception" not in done.stderr
+
+
+def test_the_workflow_checks_out_links_and_tests_every_python() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "core.symlinks true" in workflow and ".ci/run" in workflow
+    classifiers = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if "Python :: 3." in line]
+    for line in classifiers:
+        assert f'"{line.rpartition(" ")[2].strip(chr(34) + ",")}"' in workflow, line
