@@ -69,7 +69,7 @@ def test_position_ids_are_not_in_the_state_dict() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, ["pixel_values", "patch_embeds", "none"]),
+        ({}, ["pixel_values", "patch_embeds", "neither"]),
         ({"pixel_values": (1, 3, 64, 64), "patch_embeds": (1, 32, 4, 4)}, ["pixel_values", "patch_embeds", "both"]),
         ({"patch_embeds": (1, 31, 4, 4)}, ["patch_embeds", "32", "(1, 31, 4, 4)"]),
         ({"patch_embeds": (1, 32, 16)}, ["patch_embeds", "(1, 32, 16)"]),
