@@ -5,7 +5,9 @@ functions, and help texts appear at once. A mistake of the user is reported in o
 whole or not at all.
 """
 
+import inspect
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -71,8 +73,13 @@ def _with_quiet_libraries(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _help_text(command: Callable[..., None]) -> str:
+    """Return a command's docstring with each paragraph on one line, since typer keeps line breaks as they are."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
+
+
 for _command in (encode, extract, info, convert, push, export):
-    app.command()(_with_quiet_libraries(_command))
+    app.command(help=_help_text(_command))(_with_quiet_libraries(_command))
 
 
 def main() -> None:

@@ -36,18 +36,26 @@ def convert(
     ],
     second: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="Folder to write; it must not exist yet.", show_default=False),
+        typer.Argument(
+            metavar="TARGET",
+            help="Folder to write; it must not exist yet. With --to: the original checkpoint to copy.",
+            show_default=False,
+        ),
     ],
     third: Annotated[
         Path | None,
         typer.Argument(
-            metavar="", help="With --to, the three arguments are ENCODER ORIGINAL TARGET.", show_default=False
+            metavar="TARGET",
+            help="With --to: the folder to write. The arguments are then ENCODER ORIGINAL TARGET.",
+            show_default=False,
         ),
     ] = None,
     to: Annotated[
         Slug | None,
         typer.Option(
-            help="Go the way back: write a copy of ORIGINAL, which has this layout, with the weights of ENCODER.",
+            metavar="LAYOUT",
+            help="Put an encoder back: write a copy of ORIGINAL, which has this layout, with the weights of ENCODER. "
+            f"Layouts: {', '.join(slug.value for slug in Slug)}.",
             show_default=False,
         ),
     ] = None,
@@ -60,7 +68,7 @@ def convert(
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write to FILE.json which tensor became which.", metavar="FILE.json")
+        Path | None, typer.Option(metavar="FILE.json", help="Write what became of each tensor to FILE.json.")
     ] = None,
     dtype: Annotated[
         Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")

@@ -20,7 +20,7 @@ from ..extraction.outputs import OUTPUTS, take_outputs
 from .errors import one_line
 from .files import check_target
 from .models import load_model, load_processor, name_source, pick_device
-from .options import Dtype, FullDownloadOption, Mode, ModelOption, RevisionOption, TrustOption
+from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
 from .terminal import make_console
 
 if TYPE_CHECKING:
@@ -186,28 +186,23 @@ def _encode_all(encoder: _Encoder, images: list[str], errors: Console) -> Iterat
 
 
 def encode(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)],
     model: ModelOption = None,
-    mode: Annotated[
-        Mode | None,
-        typer.Option(help="Resolution mode. Default: the mode of the model's image processor.", show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Device to compute on: cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.",
-            show_default=False,
-        ),
-    ] = None,
+    mode: ModeOption = None,
+    device: DeviceOption = None,
     dtype: Annotated[
         Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")
     ] = Dtype.auto,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the features to FILE.safetensors.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.safetensors", help="Write the features to FILE.safetensors."),
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw what the encoder sees to FILE.png (FILE-0.png, FILE-1.png, ... for several images)."),
+        typer.Option(
+            metavar="FILE.png",
+            help="Draw what the encoder sees to FILE.png (FILE-0.png, FILE-1.png, ... for several images).",
+        ),
     ] = None,
     revision: RevisionOption = None,
     full_download: FullDownloadOption = False,

@@ -26,7 +26,7 @@ from ..extraction.workers import PAGE_TIMEOUT
 from .dataclass_options import takes_options
 from .errors import UserError, one_line
 from .models import Source, load_model, load_processor, name_source, pick_device
-from .options import Dtype, FullDownloadOption, Mode, ModelOption, RevisionOption, TrustOption
+from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
 from .terminal import make_console
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ class ExtractOptions:
         Path, typer.Option("--output", "-o", metavar="DIR", help="New folder, or one whose work is continued.")
     ]
     model: ModelOption = None
-    mode: Annotated[
-        Mode | None,
-        typer.Option(help="Resolution mode. Default: the mode of the model's image processor.", show_default=False),
-    ] = None
+    mode: ModeOption = None
     outputs: Annotated[str, typer.Option(help=f"Outputs to keep, out of {','.join(OUTPUTS)}.")] = "pooled"
     dtype: Annotated[
         KeptDtype, typer.Option(help="Dtype in which features are kept; bfloat16 is stored as float32.")
@@ -70,13 +67,7 @@ class ExtractOptions:
     model_dtype: Annotated[
         Dtype, typer.Option(help="Dtype in which the model computes; auto is the dtype of the checkpoint.")
     ] = Dtype.auto
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Device to compute on: cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.",
-            show_default=False,
-        ),
-    ] = None
+    device: DeviceOption = None
     batch_size: Annotated[
         str, typer.Option(help="Pages per batch; auto chooses by the number of pixels and the free memory.")
     ] = "auto"

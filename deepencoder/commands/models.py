@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "DEMO_NOTICE",
     "Source",
     "load_any_model",
     "load_config",

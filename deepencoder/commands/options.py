@@ -7,7 +7,16 @@ import typer
 
 from ..processing.modes import MODES
 
-__all__ = ["Dtype", "FullDownloadOption", "Mode", "ModelOption", "RevisionOption", "TrustOption"]
+__all__ = [
+    "DeviceOption",
+    "Dtype",
+    "FullDownloadOption",
+    "Mode",
+    "ModeOption",
+    "ModelOption",
+    "RevisionOption",
+    "TrustOption",
+]
 
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)  # type: ignore[misc]
 
@@ -28,6 +37,17 @@ ModelOption = Annotated[
         "-m",
         help="Folder or Hub id of a model: one of this package, or an original such as deepseek-ai/DeepSeek-OCR. "
         "Default: a tiny demo model with random weights.",
+        show_default=False,
+    ),
+]
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(help="Resolution mode. Default: the mode of the model's image processor.", show_default=False),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Device to compute on: cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.",
         show_default=False,
     ),
 ]
