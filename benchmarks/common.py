@@ -1,4 +1,4 @@
-"""What the benchmarks share: the models, what they are measured with, and on what."""
+"""What the benchmarks share: the models, timing, and the description of the machine."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def randomize(model: nn.Module) -> nn.Module:
-    """Give every parameter fixed random values of sizes that keep activations near 1."""
+    """Give every parameter seeded random values that keep activations near 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -36,14 +36,14 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def build(which: str) -> Any:
-    """Build the published sizes: `"peer"` (transformers' UnlimitedOcrVisionModel with SDPA) or `"ours"`, alike."""
+    """Build a model of the published sizes: `"peer"` (transformers' UnlimitedOcrVisionModel with SDPA) or `"ours"`."""
     if which == "peer":
         return randomize(UnlimitedOcrVisionModel(UnlimitedOcrVisionConfig(attn_implementation="sdpa")))
     return DeepEncoder(DeepEncoderConfig()).eval()
 
 
 def build_both() -> tuple[Any, Any]:
-    """Build the peer and ours with the peer's weights (the projector, which the peer has not, stays as it is)."""
+    """Build the peer, and ours with the same weights. Our projector, which the peer lacks, keeps its own."""
     torch.manual_seed(0)
     peer, ours = build("peer"), build("ours")
     converted, unused = convert_state_dict(peer.state_dict(), DEEPENCODER_UNLIMITED_OCR_VISION, ours.state_dict())
@@ -55,7 +55,7 @@ def build_both() -> tuple[Any, Any]:
 
 
 def counted_operations(height: int, width: int) -> float:
-    """Operations that one view takes, a multiply-add counted as 2, without padding and position terms."""
+    """Count the operations of one view, a multiply-add as 2, without padding and position terms."""
     config = DeepEncoderConfig()
     sam, clip = config.sam_config, config.clip_config
     rows, columns = height // sam.patch_size, width // sam.patch_size
@@ -96,7 +96,7 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def alternate(functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time functions in turns, so that a machine that slows down slows all of them; one round goes before."""
+    """Time functions in turns, after one warm-up round, so that a machine that slows down slows all of them."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for index in range(rounds + 1):
         for name, function in functions.items():
@@ -107,13 +107,13 @@ def alternate(functions: dict[str, Callable[[], Any]], rounds: int, device: torc
 
 
 def summarize(times: list[float]) -> dict[str, Any]:
-    """Median and spread, the difference of the slowest and the fastest relative to the median."""
+    """Return the median and the spread: the slowest minus the fastest time, relative to the median."""
     median = statistics.median(times)
     return {"median_s": round(median, 5), "spread": round((max(times) - min(times)) / median, 3), "runs": len(times)}
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's own rate of square matrix products, in operations a second: the best of ten."""
+    """Measure the machine's rate of large matrix products, in operations per second: the best of ten."""
     side = 8192 if device.type == "cuda" else 4096
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * side**3 / min(seconds(lambda: left @ right, device) for _ in range(10))
@@ -128,7 +128,7 @@ def processor_name() -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Say on what something was measured."""
+    """Describe the machine and the library versions of a measurement."""
     names = ("torch", "transformers", "torchao", "numpy", "pillow")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),

@@ -1,9 +1,9 @@
-"""What int8 weights do to the tokens: cosine similarity to float32, token by token, on the example pages.
+"""The effect of int8 weights: cosine similarity of each vision token to float32, on the example pages.
 
     python benchmarks/int8_similarity.py [MODEL] [--mode base] [PAGE ...]
 
-Without MODEL the published sizes with fixed random weights stand in, which says what rounding does to numbers of these
-sizes, and nothing about real features.
+Without MODEL, a model of the published sizes with seeded random weights is used. Its figures show the effect of
+rounding at these sizes and say nothing about real features.
 """
 
 import argparse

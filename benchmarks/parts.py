@@ -2,8 +2,8 @@
 
     python benchmarks/parts.py [--sides 640 1024] [--rounds 5] [--operators]
 
-Parts are timed from outside, which on CUDA waits for the device at each of them, so that their sum is more than a page
-takes. `--operators` adds the torch operators that took longest.
+Parts are timed by hooks. On CUDA each hook waits for the device, so the sum of the parts exceeds the time of a page.
+`--operators` also prints the torch operators that took longest.
 """
 
 import argparse
@@ -20,7 +20,7 @@ LINEARS = ("qkv", "proj", "qkv_proj", "out_proj")
 
 
 def name_part(path: str, module: Any) -> str | None:
-    """Return the part that a module's time counts as, None for a module that is measured in its parts."""
+    """Return the part that the time of a module is counted for, or None if its children are counted instead."""
     encoder, _, inside = path.partition(".")
     if inside in ("embeddings", "neck", "compressor"):
         return f"{encoder}: {inside}"
@@ -35,12 +35,12 @@ def name_part(path: str, module: Any) -> str | None:
     if leaf == "self_attn":
         return kind + "attention"
     if leaf.split(".")[-1] in LINEARS:
-        return kind + "projections"  # taken off attention below
+        return kind + "projections"  # Subtracted from the attention that it is in.
     return kind + "MLP" if leaf == "mlp" else None
 
 
 def measure(model: Any, side: int, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Return the mean seconds of each part, the rest (norms, sums, copies) and the whole."""
+    """Return the mean seconds of each part, and of the rest (norms, sums, copies)."""
     pixels = torch.randn(1, 3, side, side, device=device, dtype=dtype)
     spent: dict[str, float] = defaultdict(float)
     starts: list[float] = []

@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py [--rounds 3] [--side 640]
 
-oneDNN is held to older instruction sets as well, in processes of their own, which stand in for processors without AMX.
-For its own kernels and for MKL torch may still use all that the machine has, so that real ones can be slower.
+To imitate processors without AMX, oneDNN is also limited to older instruction sets, each in a process of its own. The
+kernels of torch itself and of MKL may still use newer instructions, so that such a processor can be slower than shown.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """Time and memory of the DeepEncoder against transformers' UnlimitedOcrVisionModel, by size, batch and tiles.
 
-    python benchmarks/speed.py                          # all of it, on a CPU in float32 or on CUDA in bfloat16
-    python benchmarks/speed.py --sides 1024 --rounds 3  # some of it
-    python benchmarks/speed.py --int8                   # with int8 weights by torchao, eager and compiled, too
-    python benchmarks/speed.py --dtype bfloat16         # both models in it, on a CPU
+    python benchmarks/speed.py                          # everything, on a CPU in float32 or on CUDA in bfloat16
+    python benchmarks/speed.py --sides 1024 --rounds 3  # one size
+    python benchmarks/speed.py --int8                   # also int8 weights by torchao, eager and compiled
+    python benchmarks/speed.py --dtype bfloat16         # both models in bfloat16, on a CPU
 
-Both have the same random weights and run in turns in one process; what they give is compared in the same run. Peak
-memory is what a forward adds to a loaded model: on a CPU that of the process, in a process of its own.
+Both models have the same random weights and run in turns in one process, and their outputs are compared in the same
+run. Peak memory is what a forward pass adds to the loaded model; on a CPU it is measured in a process of its own.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Workload(NamedTuple):
 
 
 def run(which: str, model: Model, workload: Workload, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return the fused tokens of the pages and of their tiles; the peer is called for each, as in its own model."""
+    """Return the fused tokens of the pages and of their tiles. The peer is called for each of the two."""
     if which == "peer":
         return [model(pixels).last_hidden_state for pixels in inputs.values()]
     if not workload.tiles:
@@ -78,19 +78,19 @@ def available_bytes() -> int:
 
 
 def cpu_memory_here(which: str, workload: Workload, dtype: torch.dtype) -> float:
-    """Bytes that the peak of a forward lies above the loaded model, in this process."""
+    """Return the bytes by which the peak memory of a forward pass exceeds the loaded model, in this process."""
     model = build(which).to(dtype)
     inputs = workload.inputs(torch.device("cpu"), dtype)
     with torch.inference_mode():
-        model(torch.zeros(1, 3, 64, 64, dtype=dtype))  # what the libraries set up once
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        model(torch.zeros(1, 3, 64, 64, dtype=dtype))  # Libraries allocate some memory once.
+        Path("/proc/self/clear_refs").write_text("5")  # Reset the peak.
         before = status_kilobytes("VmRSS")
         run(which, model, workload, inputs)
     return (status_kilobytes("VmHWM") - before) * 1024
 
 
 def cpu_memory(which: str, workload: Workload, dtype: torch.dtype) -> float | None:
-    """The same in a process of its own; None where the machine's memory does not suffice."""
+    """Return [`cpu_memory_here`] from a process of its own, or None if the memory of the machine is too small."""
     command = [sys.executable, __file__, "--memory-of", which, str(dtype).removeprefix("torch."), *map(str, workload)]
     limit = available_bytes()
 
@@ -168,7 +168,7 @@ def measure_int8(peer: Any, ours: Any, rounds: int, device: torch.device, dtype:
 
 
 def measure_latency(peer: Any, ours: Any, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Time one page at 1024 in CUDA graphs, which take one line: `model.compile(mode="reduce-overhead")`."""
+    """Time one page at 1024 in CUDA graphs, made by `model.compile(mode="reduce-overhead")`."""
     inputs = Workload(1024).inputs(device, dtype)
     compiled = copy.deepcopy(ours)
     compiled.compile(mode="reduce-overhead")
@@ -180,7 +180,7 @@ def measure_latency(peer: Any, ours: Any, rounds: int, device: torch.device, dty
 
 
 def measure_accuracy(models: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Relative error of the fused tokens in half precision to the peer's in float32, on the same device."""
+    """Return the relative error of the fused tokens in half precision, against the peer in float32."""
     workload = Workload(1024)
     exact = run("peer", copy.deepcopy(models["peer"]).float(), workload, workload.inputs(device, torch.float32))
     inputs = workload.inputs(device, dtype)
@@ -206,7 +206,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Draw seconds a page and memory over the page's side, for single pages without tiles."""
+    """Plot seconds and memory of a page over its side, for single pages without tiles."""
     import matplotlib
 
     matplotlib.use("Agg")

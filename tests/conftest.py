@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter seeded random values, such that every part has a say in the output."""
+    """Give every parameter seeded random values of such a size that every part affects the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,12 +66,14 @@ def example_page() -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that huggingface_hub takes for the real one."""
+    """A local Hub server, which huggingface_hub is told to use."""
     with serve() as running:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # ours speaks plain LFS
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HF_HUB_DISABLE_XET", True
+        )  # The server implements plain LFS only.
         yield running
 
 

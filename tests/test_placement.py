@@ -1,4 +1,4 @@
-"""Models on any set of devices: the same numbers wherever their parts are."""
+"""Models on any set of devices give the same numbers."""
 
 import itertools
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoModel
 from deepencoder import DeepEncoder, DeepEncoderConfig
 
 CUDA = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-# SAM on one, the rest on the other: what the README shows.
+# SAM on one device and the rest on another, as in docs/devices.md.
 PAIRS = list(itertools.product(["cpu", *CUDA[:2]], repeat=2))
 
 
@@ -74,7 +74,8 @@ def test_max_memory_with_disk(tiny_model: DeepEncoder, tmp_path: Path) -> None:
     assert_same_numbers(placed, expected)
 
 
-# Room for each device, in equal shares of the model: more devices need more slack, as a CLIP layer is 3% of it.
+# Memory of each device, relative to an equal share of the model. More devices need more slack, since a CLIP layer has
+# 3 % of the parameters.
 @pytest.mark.parametrize(("devices", "share"), [(2, 1.05), (4, 1.10), (8, 1.20)])
 def test_equal_devices_are_filled_evenly(devices: int, share: float) -> None:
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Training, as users of transformers do it: several processes, Trainer, LoRA, one half frozen, fewer bits."""
+"""Training as users of transformers do it: several processes, Trainer, LoRA, a frozen half, quantised weights."""
 
 import os
 import subprocess
@@ -15,46 +15,18 @@ from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder,
 
 from .conftest import ROOT, randomize
 
-STEP = """
-import sys
-import torch
-from accelerate import Accelerator
-from deepencoder import DeepEncoder, DeepEncoderConfig
-
-torch.manual_seed(0)
-torch.set_num_threads(1)
-model = DeepEncoder(DeepEncoderConfig.tiny())
-pixels, tiles = torch.randn(4, 3, 128, 128), torch.randn(8, 3, 64, 64)
-accelerator = Accelerator(cpu=True)
-count, rank = accelerator.num_processes, accelerator.process_index
-model = accelerator.prepare(model)
-mine = slice(rank * 4 // count, (rank + 1) * 4 // count)
-my_tiles = slice(mine.start * 2, mine.stop * 2)
-for step in range(2):  # a second backward finds parameters that the first one left unused
-    model.zero_grad()
-    output = model(pixels[mine], tiles[my_tiles], patches_grid=[(2, 1)] * (mine.stop - mine.start))
-    loss = torch.stack([tokens.square().mean() for tokens in output.vision_tokens]).mean()
-    loss = loss + output.pooler_output.square().mean()
-    accelerator.backward(loss)
-assert count == int(sys.argv[2]), count
-if accelerator.is_main_process:
-    plain = accelerator.unwrap_model(model)
-    torch.save({name: parameter.grad for name, parameter in plain.named_parameters()}, sys.argv[1])
-accelerator.end_training()
-"""
+PROGRAM = ROOT / "tests" / "programs" / "data_parallel_step.py"
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "step.py"
-    script.write_text(STEP)
     found = []
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
-        # --multi_gpu is accelerate's name for torchrun; the script itself stays on the CPU, with gloo.
+        # --multi_gpu is how accelerate starts torchrun; the program itself stays on the CPU, with gloo.
         launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
         launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-        command = [sys.executable, *launch, str(script), str(tmp_path / f"{processes}.pt"), str(processes)]
+        command = [sys.executable, *launch, str(PROGRAM), str(tmp_path / f"{processes}.pt"), str(processes)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(torch.load(tmp_path / f"{processes}.pt", weights_only=True))
@@ -66,7 +38,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
 
 
 class Reader(nn.Module):
-    """A head on the encoder, as in a vision-language model."""
+    """A classifier on the encoder's vision tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +53,7 @@ class Reader(nn.Module):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer(checkpointing: bool, tmp_path: Path) -> None:
-    """Bright pages from dark ones: the loss falls."""
+    """The loss of telling bright pages from dark ones falls."""
     pages = [
         {"pixel_values": torch.randn(3, 64, 64) * 0.3 + (index % 2 * 2 - 1), "labels": torch.tensor(index % 2)}
         for index in range(16)

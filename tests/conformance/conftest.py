@@ -1,7 +1,7 @@
-"""Makes the downloaded tests importable as `transformers_tests`, and skips what `skips.py` lists.
+"""Makes the downloaded tests importable as `transformers_tests`, and skips the tests that `skips.py` lists.
 
-The source distribution holds the common tests only; the few sibling modules that they import and that it leaves out
-(export, generation and values of common fields) are replaced by empty mixins and a dict here.
+The source distribution of transformers has the common tests, but not all modules that they import. The missing ones
+(export, generation, values of common fields) are replaced by empty mixins and a dictionary here.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Fetches transformers' common tests: the `tests` folder of the installed version's source distribution.
+"""Downloads transformers' common tests, the `tests` folder in the source distribution of the installed version.
 
-Usage: python tests/conformance/download.py CACHE_FOLDER. What is there already is not fetched again. Nothing of it is
-ever committed here.
+Usage: python tests/conformance/download.py CACHE_FOLDER. A version that is in the folder already is not downloaded
+again. None of these files is committed to this repository.
 """
 
 import shutil

@@ -1,19 +1,19 @@
-"""Every test of transformers that we skip on our own account, with its reason.
+"""Every test of transformers that this project skips, with the reason.
 
-What transformers skips by itself (text models, tests marked slow, tests that need a GPU) is not listed.
+Tests that transformers skips by itself (for text models, slow ones, those that need a GPU) are not listed.
 """
 
-_NO_LOSS = "a base model without a loss, which transformers' own list of base models exempts; see tests/modeling"
-_MAPS = "SAM's blocks work on maps and in windows: shapes of their own, tested in tests/modeling/test_sam_encoder.py"
+_NO_LOSS = "a base model has no loss, and transformers exempts its own base models; tests/modeling trains ours"
+_MAPS = "SAM's blocks work on maps and in windows; tests/modeling/test_sam_encoder.py tests these shapes"
 
-# Class attributes that switch tests of `ModelTesterMixin` off, with their reasons.
+# Class attributes that disable tests of `ModelTesterMixin`, with the reasons.
 FLAGS: dict[str, tuple[bool, str]] = {
     "test_resize_embeddings": (False, "the models have no vocabulary to resize"),
 }
 
 SKIPS: dict[str, str] = {
-    "DeepEncoderImageProcessingTest.test_backends_equivalence": "downloads an image; both backends are one class",
-    "DeepEncoderImageProcessingTest.test_call_numpy_4_channels": "four channels out: the encoder sees RGB only",
+    "DeepEncoderImageProcessingTest.test_backends_equivalence": "it downloads an image; both backends are one class here",
+    "DeepEncoderImageProcessingTest.test_call_numpy_4_channels": "it expects four channels out; the encoder takes RGB only",
     "SamEncoderTest.test_attention_outputs": _MAPS,
     "SamEncoderTest.test_hidden_states_output": _MAPS,
 } | {

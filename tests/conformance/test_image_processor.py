@@ -14,7 +14,7 @@ class DeepEncoderImageProcessingTester(ImageProcessingTester):
         super().__init__(parent, **kwargs)
 
     def _get_image_processing_classes(self) -> dict[str, type]:
-        # What a folder or the Hub gets registered: Pillow whichever backend is asked for.
+        # As registered with AutoImageProcessor: Pillow is used whichever backend is asked for.
         return {"pil": DeepEncoderImageProcessor, "torchvision": DeepEncoderImageProcessor}
 
 

@@ -20,7 +20,7 @@ from .skips import FLAGS
 
 
 class ModelTester:
-    """What the mixins ask of a model's tester."""
+    """The methods and attributes that the mixins expect of a model tester."""
 
     batch_size = 3
     image_size = 128
