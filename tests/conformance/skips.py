@@ -12,8 +12,8 @@ FLAGS: dict[str, tuple[bool, str]] = {
 }
 
 SKIPS: dict[str, str] = {
-    "DeepEncoderImageProcessingTest.test_backends_equivalence": "it downloads an image; both backends are one class here",
-    "DeepEncoderImageProcessingTest.test_call_numpy_4_channels": "it expects four channels out; the encoder takes RGB only",
+    "DeepEncoderImageProcessingTest.test_backends_equivalence": "it downloads an image; both backends are one class",
+    "DeepEncoderImageProcessingTest.test_call_numpy_4_channels": "it expects four channels out, but we return RGB",
     "SamEncoderTest.test_attention_outputs": _MAPS,
     "SamEncoderTest.test_hidden_states_output": _MAPS,
 } | {
