@@ -1,4 +1,4 @@
-"""Our models against transformers' own classes: independent implementations, the same random weights, float32."""
+"""Our models equal transformers' own classes, which are independent code, with the same random weights in float32."""
 
 import importlib
 from typing import Any
@@ -41,18 +41,18 @@ def peer_module(name: str) -> Any:
 
 
 def load(model: nn.Module, peer: nn.Module, table: KeyTable, left_behind: set[str] | None = None) -> Any:
-    """Give our model the peer's weights, and insist that every one of both is used."""
+    """Load the peer's weights into our model, and check that no weight of either is left over."""
     converted, unused = convert_state_dict(peer.state_dict(), table, model.state_dict())
     assert set(unused) == (left_behind or set())
     missing, unexpected = model.load_state_dict(converted, strict=False)
     assert not unexpected
-    outside = ("projector.", "image_newline", "view_separator")  # not part of the peer's vision model
+    outside = ("projector.", "image_newline", "view_separator")  # The peer's vision model has no projector.
     assert [name for name in missing if not name.startswith(outside)] == []
     return model.eval()
 
 
 def deepencoder_pair(**sizes: Any) -> tuple[Any, Any]:
-    """transformers' UnlimitedOcrVisionModel and ours, of the same small size, 1024 pixels being native."""
+    """Build transformers' UnlimitedOcrVisionModel and ours in the same small size, for pages of 1024 pixels."""
     module = peer_module("unlimited_ocr")
     clip_sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
     channels = {"downsample_channels": (40, 48)}
@@ -109,7 +109,7 @@ def test_deepencoder_equals_unlimited_ocr_at_full_depth() -> None:
 
 @torch.no_grad()
 def test_vision_tokens_equal_unlimited_ocr() -> None:
-    """The whole path, tiles of a ragged batch included, against the language model's own get_image_features."""
+    """Compare with get_image_features of the peer's language model, for images with different numbers of tiles."""
     module = peer_module("unlimited_ocr")
     text_config = {
         "hidden_size": 24,

@@ -1,4 +1,4 @@
-"""The CLIP vision encoder: both inputs, its variants, inputs it refuses."""
+"""The CLIP vision encoder: both kinds of input, its variants, and invalid inputs."""
 
 from typing import Any
 

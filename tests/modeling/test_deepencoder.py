@@ -25,7 +25,7 @@ def page_inputs(grids: list[tuple[int, int]], size: int = 128, tile: int = 64) -
 
 
 def assert_same(ours: Any, theirs: Any, **tolerance: float) -> None:
-    """Compare all that two outputs hold."""
+    """Compare all fields of two outputs."""
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(
@@ -71,7 +71,7 @@ def test_an_empty_batch(tiny_model: DeepEncoder) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_layout_of_marked_tiles(grid: tuple[int, int]) -> None:
-    """Each tile is constant: the mosaic's rows must read off the tiles' numbers, left to right and top to bottom."""
+    """Each tile has a constant value, so the rows of the mosaic must list the tiles' values in reading order."""
     columns, rows = grid
     height, width = 2, 3
     view = torch.full((4, 5, 1), 100.0)
@@ -176,7 +176,7 @@ def test_large_batches_run_in_parts(tiny_model: DeepEncoder) -> None:
     hidden_size = tiny_model.config.sam_config.hidden_size
     set_memory_budgets(tiny_model, MemoryBudgets(views=3 * 16 * hidden_size * 4))
     parts = tiny_model(**inputs, output_hidden_states=True, output_attentions=True)
-    assert batches == [1, 1, 1, 3, 3, 2]  # 64 patches a view, 16 a tile
+    assert batches == [1, 1, 1, 3, 3, 2]  # A view has 64 patches and a tile has 16.
     assert_same(parts, whole, atol=1e-6, rtol=1e-5)
 
 
@@ -211,7 +211,7 @@ def test_projectors(values: dict[str, Any], layers: int, width: int) -> None:
 def test_half_precision_is_close(tiny_model: DeepEncoder, dtype: torch.dtype) -> None:
     inputs = page_inputs([(2, 1), (1, 1)], size=192)
     expected = tiny_model(**inputs)
-    half = copy.deepcopy(tiny_model).to(dtype)(**inputs)  # the pixels stay float32: the model casts them
+    half = copy.deepcopy(tiny_model).to(dtype)(**inputs)  # The model casts the float32 pixels.
     assert half.last_hidden_state.dtype == half.vision_tokens[0].dtype == dtype
     for tokens, wanted in zip(half.vision_tokens, expected.vision_tokens, strict=True):
         error = (tokens.float() - wanted).norm() / wanted.norm()
@@ -231,7 +231,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model: DeepEncoder, ree
     if reentrant:
         inputs[
             "pixel_values"
-        ].requires_grad_()  # what reentrant checkpointing wants, as enable_input_require_grads does
+        ].requires_grad_()  # Needed by reentrant checkpointing, as enable_input_require_grads does.
         inputs["pixel_values_local"].requires_grad_()
     results = []
     for checkpointing in (False, True):

@@ -1,4 +1,4 @@
-"""Position tables: resizing, looking up, keeping."""
+"""Position tables: resizing, lookup and the cache."""
 
 import copy
 import gc
@@ -19,7 +19,7 @@ from deepencoder.modeling.positions import (
 
 
 def test_relative_positions_look_up_the_distance() -> None:
-    table = torch.arange(7.0)[:, None]  # distances -3 to 3 of four positions
+    table = torch.arange(7.0)[:, None]  # The distances -3 to 3 between four positions.
     positions = relative_positions(table, 4)[..., 0]
     for query in range(4):
         for key in range(4):
@@ -47,7 +47,7 @@ def test_grids_are_resized_antialiased_in_float32() -> None:
 
 
 class Counter:
-    """Doubles a table and counts how often it was asked to."""
+    """Doubles a table and counts the calls."""
 
     def __init__(self) -> None:
         self.calls = 0

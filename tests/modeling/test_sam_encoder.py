@@ -1,4 +1,4 @@
-"""The SAM encoder: shapes, sizes, outputs on request, inputs it refuses."""
+"""The SAM encoder: shapes, sizes, optional outputs, and invalid inputs."""
 
 import math
 from typing import Any
