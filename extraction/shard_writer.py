@@ -109,6 +109,9 @@ class ShardWriter:
         if self._writing is not None:
             self._writing.exception()
             self._writing = None
+        with suppress(Exception):
+            if self._parquet is not None:
+                self._parquet.close()  # Its destructor would write to the closed file, and print that it cannot.
         with suppress(OSError):  # A full disk refuses the last bytes of the file, too.
             self._shard.__exit__(type(error), error, error.__traceback__)
         self._parquet = None

@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.extraction.extraction import BadPageError, ExtractionSettings, extract_features
+from deepencoder.extraction import BadPageError, ExtractionSettings, RunOptions
 from deepencoder.extraction.pages import FailedPage
 from deepencoder.extraction.ray_engine import _Lister, extract_with_ray
+
+from .helpers import extract
 
 ray = pytest.importorskip("ray")
 
@@ -87,9 +89,15 @@ class Deadly(DeepEncoderImageProcessor):
 
 
 def run(
-    settings: ExtractionSettings, output: Path, load: Load, kind: Any = DeepEncoderImageProcessor, **options: Any
+    settings: ExtractionSettings,
+    output: Path,
+    load: Load,
+    kind: Any = DeepEncoderImageProcessor,
+    actors: int | None = None,
+    **options: Any,
 ) -> Any:
-    return extract_with_ray(settings, output, load, kind(**FIELDS), batch_size=1, **options)
+    run_options = RunOptions(batch_size=1, **options)
+    return extract_with_ray(settings, output, load, kind(**FIELDS), run_options, actors=actors)
 
 
 def rows(output: Path) -> dict[tuple[str, int], Any]:
@@ -101,7 +109,7 @@ def rows(output: Path) -> dict[tuple[str, int], Any]:
 
 def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp_path: Path) -> None:
     settings = make_settings(corpus)
-    extract_features(settings, tmp_path / "plain", Load(), batch_size=1, workers=0)
+    extract(settings, tmp_path / "plain", Load(), batch_size=1, workers=0)
     marker = tmp_path / "killed"
     summary = run(settings, tmp_path / "ray", Load(marker), actors=2)
     assert marker.exists(), "no actor was killed"
@@ -120,8 +128,8 @@ def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp
     again = run(settings, output, Load())
     assert (again.pages, again.written, again.newly_failed) == (PAGES + 1, 1, 0)
     assert not list((output / ".ray").glob("**/*.parquet"))
-    assert extract_features(settings, output, Load(), workers=0).written == 0
-    assert extract_features(settings, tmp_path / "plain", Load(), batch_size=1, workers=0).written == 1
+    assert extract(settings, output, Load(), workers=0).written == 0
+    assert extract(settings, tmp_path / "plain", Load(), batch_size=1, workers=0).written == 1
     assert rows(output) == rows(tmp_path / "plain")
 
 

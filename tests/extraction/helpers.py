@@ -1,0 +1,120 @@
+"""What the tests of extraction share: loading models, encoding pages with them, and running extractions."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from deepencoder.extraction import (
+    OUTPUTS,
+    ExtractionSettings,
+    ExtractionSummary,
+    Page,
+    PageEncoder,
+    PageFeatures,
+    ProcessGroup,
+    RunOptions,
+    extract_features,
+    iterate_features,
+    list_pages,
+)
+from deepencoder.extraction.batching import BatchBudget
+from deepencoder.extraction.preparation import PreparedImage
+
+Load = Callable[[], tuple[Any, Any]]
+
+
+@cache
+def load_once(folder: Path) -> tuple[Any, Any]:
+    return load(folder)
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    return AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+
+
+def own_features(folder: Path, image: Any) -> dict[str, np.ndarray]:
+    """What the model says of one image, without any of our batches."""
+    model, processor = load_once(folder)
+    with torch.no_grad():
+        found = model(**processor(image, return_tensors="pt"))
+    tokens = [found.last_hidden_state[0]]
+    if found.local_last_hidden_state is not None:
+        tokens.append(found.local_last_hidden_state.flatten(0, 1))
+    expected = {"pooled": found.pooler_output[0], "tokens": torch.cat(tokens), "vision_tokens": found.vision_tokens[0]}
+    return {name: tensor.numpy() for name, tensor in expected.items()}
+
+
+def settings(*sources: Path, **fields: Any) -> ExtractionSettings:
+    facts = {"model": "m", "commit": "c", "mode": "custom", "outputs": ("pooled",)} | fields
+    return ExtractionSettings(sources=tuple(map(str, sources)), **facts)  # type: ignore[arg-type]
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(output / "data").to_pylist() if (output / "data").exists() else []
+
+
+def names_of(output: Path) -> list[tuple[str, int]]:
+    return sorted((row["source"], row["page"]) for row in rows_of(output))
+
+
+def list_pages_of(folder: Path) -> list[str]:
+    return [page.source for page in list_pages([folder])]
+
+
+def encode(
+    images: Sequence[PreparedImage],
+    model: Any,
+    processor: Any,
+    outputs: Sequence[str] = tuple(OUTPUTS),
+    dtype: str = "float16",
+    budget: BatchBudget | None = None,
+) -> list[Any]:
+    return PageEncoder(model, processor, budget, outputs=outputs, dtype=dtype).encode_images(images)
+
+
+def iterate(
+    pages: Iterable[Page],
+    model: Any,
+    processor: Any,
+    outputs: Sequence[str] = tuple(OUTPUTS),
+    dtype: str = "float16",
+    batch_size: int | str = "auto",
+    ahead: int | None = None,
+    **options: Any,
+) -> Generator[PageFeatures, None, None]:
+    budget = BatchBudget(batch_size, next(model.parameters()).device, ahead)
+    encoder = PageEncoder(model, processor, budget, outputs=outputs, dtype=dtype)
+    return iterate_features(pages, encoder, **options)
+
+
+def extract(
+    settings: ExtractionSettings,
+    output: Path,
+    load: Load,
+    processes: ProcessGroup | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Any], None] = lambda _: None,
+    **options: Any,
+) -> ExtractionSummary:
+    """Run an extraction with some [`RunOptions`]."""
+    return extract_features(
+        settings, output, load, RunOptions(**options), processes, stop=stop, on_progress=on_progress
+    )
+
+
+def alone(rank: int, world_size: int, gathered: list[Any] | None = None) -> ProcessGroup:
+    """One process of several, which believes that the others run and have nothing to say."""
+
+    def gather(value: Any) -> list[Any]:
+        if gathered is not None:
+            gathered.append(value)
+        return [value if value is not None else "the main process' summary"]
+
+    return ProcessGroup(rank, world_size, gather)

@@ -1,0 +1,121 @@
+"""The output folder: which runs it takes, one at a time, and what it says of itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deepencoder.extraction import Progress
+from deepencoder.extraction.output_folder import lock_output, lock_rank
+
+from .corpus import picture, write_pictures
+from .helpers import Load, alone, extract, list_pages_of, rows_of, settings
+
+
+def test_other_settings_and_other_folders_are_refused(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 2), tmp_path / "output"
+    extract(settings(corpus), output, load)
+    changed = settings(corpus, mode="tiny", commit="d", outputs=("tokens",), dtype="float32", dpi=72)
+    with pytest.raises(ValueError) as caught:
+        extract(changed, output, load)
+    for words in (
+        "mode was 'custom' and is 'tiny'",
+        "commit was 'c' and is 'd'",
+        "dpi was 144",
+        "dtype was",
+        "outputs",
+    ):
+        assert words in str(caught.value)
+    with pytest.raises(ValueError, match="earlier work"):
+        extract(settings(corpus), output, load, resume=False)
+    with pytest.raises(ValueError, match="not empty"):
+        extract(settings(corpus), corpus, load)
+    with pytest.raises(ValueError, match="lies in the source"):
+        extract(settings(corpus), corpus / "output", load)
+    with pytest.raises(ValueError, match="lies in the source"):
+        extract(settings(tmp_path / "*"), tmp_path / "other", load)
+    assert len(list_pages_of(corpus)) == 2
+    assert len(rows_of(output)) == 2
+    (output / "manifest.json").write_text("{nonsense")
+    with pytest.raises(ValueError, match="damaged"):
+        extract(settings(corpus), output, load)
+
+
+def test_an_output_has_one_run_at_a_time(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 2), tmp_path / "output"
+    refused = []
+
+    def run_another(_: Progress) -> None:
+        with pytest.raises(ValueError, match="in use"):
+            extract(settings(corpus), output, load)
+        refused.append(True)
+
+    extract(settings(corpus), output, load, on_progress=run_another)
+    assert len(refused) == 2 and len(rows_of(output)) == 2
+
+    # A process of another rank that outlived the first one still writes.
+    write_pictures(corpus, 30)
+    extract(settings(corpus), output, load, alone(1, 2), on_progress=run_another)
+    assert len(refused) > 2
+    assert extract(settings(corpus), output, load).pages == 30
+
+
+def test_the_manifest_is_not_done_while_a_run_goes_on(load: Load, tmp_path: Path) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "output"
+    write_pictures(corpus, 2)
+    extract(settings(corpus), output, load, workers=0)
+    first = json.loads((output / "manifest.json").read_text())
+    assert first["done"] and first["pages"] == 2
+    picture(9, (40, 50)).save(corpus / "z.png")
+    seen = []
+
+    def look(_: Progress) -> None:
+        seen.append(json.loads((output / "manifest.json").read_text()))
+
+    extract(settings(corpus), output, load, workers=0, on_progress=look)
+    assert seen == [first | {"done": False}]
+    last = json.loads((output / "manifest.json").read_text())
+    assert last["done"] and last["pages"] == 3
+
+
+def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 3), tmp_path / "output"
+    extract(settings(corpus), output, load)
+    shard = output / "data" / "part-00000-000000.parquet"
+    half = output / "data" / ".part-00000-000001.parquet.tmp"
+    half.write_bytes(shard.read_bytes()[:100])
+    (output / "data" / "part-00000-000001.safetensors").write_bytes(b"without its table")
+    torn = json.dumps({"source": str(corpus / "00000.png"), "page": 9, "reason": "x"})
+    (output / ".failures-00001.jsonl").write_text(f'{torn}\n{{"source": "half a li')
+    summary = extract(settings(corpus), output, load)
+    assert summary.pages == 3 and summary.failed == 1 and summary.written == 0
+    assert sorted(path.name for path in (output / "data").iterdir()) == [shard.name]
+    # What Ray finished and did not move is moved by either engine, before it could be done again.
+    (output / ".ray").mkdir()
+    shard.replace(output / ".ray" / shard.name)
+    (output / ".ray" / "half.parquet").write_bytes(b"PAR1")
+    assert extract(settings(corpus), output, load).written == 0
+    assert not list((output / ".ray").iterdir())
+    (shard,) = (output / "data").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="part-.*.parquet is damaged"):
+        extract(settings(corpus), output, load)
+    shard.unlink()  # as it says
+    assert extract(settings(corpus), output, load).written == 3
+
+
+def test_the_card_describes_the_outputs(load: Load, tmp_path: Path) -> None:
+    corpus = write_pictures(tmp_path / "corpus", 1)
+    for format, place in (("parquet", "columns of the shards"), ("safetensors", "safetensors file beside each")):
+        wanted = settings(corpus, outputs=("pooled", "tokens"), format=format)
+        extract(wanted, tmp_path / format, load, workers=0)
+        card = (tmp_path / format / "README.md").read_text()
+        assert "- `pooled`: one vector per page" in card and "- `tokens`: fused" in card
+        assert "vision_tokens`:" not in card and place in card
+
+
+def test_locks_end_with_their_block(tmp_path: Path) -> None:
+    for _ in range(2):
+        with lock_output(tmp_path / "output"), lock_rank(tmp_path / "output", 1):
+            with pytest.raises(ValueError, match="in use"), lock_rank(tmp_path / "output", 1):
+                pass
