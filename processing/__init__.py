@@ -1,4 +1,4 @@
-"""Images in: the image processor with its modes and tiles, and pictures of what the encoder saw."""
+"""The image processor with its modes and tiles, and pictures of what the encoder sees."""
 
 from typing import TYPE_CHECKING
 

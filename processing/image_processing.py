@@ -1,6 +1,6 @@
-"""The image processor: pages in, a global view and on demand local tiles out.
+"""The image processor: it turns pages into a global view and, on request, local tiles.
 
-Unusual: pixels equal Pillow's own `ImageOps.pad` and `resize` to the last bit, because these are what runs;
+Unusual: pixels equal those of Pillow's `ImageOps.pad` and `resize` bit for bit, because Pillow does the resizing;
 torchvision is not needed. A mode is only a named set of the ordinary fields.
 """
 
@@ -35,27 +35,29 @@ __all__ = ["DeepEncoderImageProcessor", "DeepEncoderImageProcessorKwargs"]
 
 
 def _choose_grid(height: int, width: int, fields: Mapping[str, Any]) -> tuple[int, int]:
-    """Return columns and rows of an image's tiles; `(1, 1)` for an image that is not cut."""
+    """Return the columns and rows of an image's tiles; `(1, 1)` for an image without tiles."""
     if not fields["crop_to_patches"]:
         return (1, 1)
     return choose_tile_grid(height, width, fields["min_patches"], fields["max_patches"], fields["tile_size"])
 
 
 def _count_tiles(grid: tuple[int, int]) -> int:
+    """Return the number of tiles in a grid: 0 for `(1, 1)`, which stands for an image without tiles."""
     columns, rows = grid
     return columns * rows if columns * rows > 1 else 0
 
 
 class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
-    """
+    """Fields of [`DeepEncoderImageProcessor`] beyond those of every image processor.
+
     Args:
-        crop_to_patches (`bool`): cut images larger than a tile into tiles, beside the global view.
-        min_patches (`int`): fewest tiles.
-        max_patches (`int`): most tiles.
+        crop_to_patches (`bool`): whether to cut images larger than a tile into tiles, in addition to the global view.
+        min_patches (`int`): minimum number of tiles of an image that is cut.
+        max_patches (`int`): maximum number of tiles.
         tile_size (`int`): side of a tile in pixels.
-        background_color (`int` or `tuple[int, int, int]`): colour of the padding, 0 to 255.
-        patch_size (`int`): side of the encoder's patches in pixels, to count tokens.
-        downsample_ratio (`int`): patches along a side of a token, to count tokens.
+        background_color (`int` or `tuple[int, int, int]`): colour of the padding, each channel in [0, 255].
+        patch_size (`int`): side of the encoder's patches in pixels; only used to count tokens.
+        downsample_ratio (`int`): number of patches along the side of a token; only used to count tokens.
     """
 
     crop_to_patches: bool
@@ -68,7 +70,7 @@ class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class DeepEncoderImageProcessor(SharedPart, PilBackend):
-    r"""Prepares pages for a [`DeepEncoder`], as DeepSeek-OCR does.
+    r"""Prepares pages for a [`DeepEncoder`] in the same way as DeepSeek-OCR.
 
     | mode | global view | tiles |
     |---|---|---|
@@ -79,10 +81,10 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
     | gundam | 1024 pixels, padded | `min_patches` to `max_patches` of 640 pixels |
 
     Args:
-        mode (`str`, *optional*): sets `size`, `do_pad`, `crop_to_patches` and `tile_size` to those of a mode; each
-            can also be given by hand, and wins. The defaults are those of `"base"`.
-        kwargs: the fields of [`DeepEncoderImageProcessorKwargs`]. `size` is the global view's, in pixels; with
-            `do_pad` an image keeps its aspect ratio and is padded to it, without it is squashed.
+        mode (`str`, *optional*): name of a mode, which sets `size`, `do_pad`, `crop_to_patches` and `tile_size`. Each
+            of these can also be given explicitly and then takes precedence. The default fields are those of `"base"`.
+        kwargs: the fields of [`DeepEncoderImageProcessorKwargs`]. `size` is the size of the global view in pixels.
+            With `do_pad`, images keep their aspect ratio and are padded to that size; without, they are squashed.
     """
 
     _shared_as = ("AutoImageProcessor", IMAGE_PROCESSOR_NAME)
@@ -107,25 +109,27 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
     downsample_ratio = 4
 
     def __init__(self, mode: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**(kwargs if mode is None else mode_fields(mode) | kwargs))
+        super().__init__(**(mode_fields(mode) | kwargs))
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], mode: str | None = None, **kwargs: Any) -> Any:
-        """Build a processor from its fields; a `mode` and other keywords overrule them."""
-        return super().from_dict(image_processor_dict, **(kwargs if mode is None else mode_fields(mode) | kwargs))
+        """Build a processor from saved fields; a `mode` and further keyword arguments take precedence over them."""
+        return super().from_dict(image_processor_dict, **(mode_fields(mode) | kwargs))
 
     @classmethod
     def from_original(cls, source: str | Path, mode: str | None = None, **kwargs: Any) -> Any:
-        """Make the image processor of a checkpoint of other code, with the mode that its configuration names.
+        """Build the image processor for a checkpoint of other code, in the mode that its configuration names.
 
         Args:
-            source: as in `DeepEncoder.from_original`; no tensors are downloaded.
-            mode (`str`, *optional*): another mode.
-            kwargs: fields that overrule those found; `revision`, `token`, `cache_dir` and so on, as there.
+            source: the checkpoint, as in `DeepEncoder.from_original`; no tensors are downloaded.
+            mode (`str`, *optional*): a mode to use instead.
+            kwargs: fields that take precedence over those found; and `revision`, `token`, `cache_dir` and so on, as
+                in `DeepEncoder.from_original`.
 
         Raises:
-            `ValueError`: a checkpoint whose pages are prepared by another class, or see `DeepEncoder.from_original`.
-            `OSError`: there is no such source, or it cannot be reached.
+            `ValueError`: another class prepares the pages for this checkpoint; or an error of
+                `DeepEncoder.from_original`.
+            `OSError`: the source does not exist or cannot be reached.
         """
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.valid_kwargs.__annotations__}
         found = call_service("load_original_image_processor", source, **kwargs)
@@ -135,12 +139,12 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
 
     @property
     def mode(self) -> str | None:
-        """The mode whose fields this processor has, or None for a set of its own."""
+        """The mode whose fields this processor has, or None if no mode has the same fields."""
         for name, fields in MODES.items():
             values = {field: getattr(self, field) for field in fields}
             values["size"] = {"height": self.size["height"], "width": self.size["width"]}
             if not values["crop_to_patches"]:
-                values["tile_size"] = fields["tile_size"]  # of no effect
+                values["tile_size"] = fields["tile_size"]  # Without tiles, their size has no effect.
             if values == fields:
                 return name
         return None
@@ -163,26 +167,29 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
             raise ValueError(f"background_color must be one or three integers in [0, 255], got {color}.")
         kwargs["background_color"] = channels
         if kwargs["crop_to_patches"] and not kwargs["do_resize"]:
-            raise ValueError("crop_to_patches=True needs do_resize=True: tiles are cut from a resized image.")
+            raise ValueError("crop_to_patches=True requires do_resize=True: tiles are cut from a resized image.")
         return kwargs
 
     def preprocess(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Prepare one image or a batch.
+        """Prepare one image or a batch of images.
 
         Args:
             images: a `PIL.Image`, an array or tensor (see [`to_rgb`]), a path, a URL, or a list of these.
-            mode (`str`, *optional*): overrules the processor's own fields for this call.
-            kwargs: any field, for this call; `return_tensors` (`"pt"` or `"np"`).
+            mode (`str`, *optional*): a mode for this call, instead of the processor's own fields.
+            kwargs: fields for this call; and `return_tensors` (`"pt"` or `"np"`).
 
         Returns:
-            [`BatchFeature`]: `pixel_values` `(batch, 3, height, width)`; with tiles `pixel_values_local`
-            `(tiles, 3, tile_size, tile_size)`; `patches_grid` `(batch, 2)`, columns and rows of tiles, `(1, 1)`
-            without; `num_local_patches` `(batch,)`.
+            [`BatchFeature`] with
+            - `pixel_values` `(batch, 3, height, width)`: the global views;
+            - `pixel_values_local` `(tiles, 3, tile_size, tile_size)`: the tiles of all images; absent if no image has
+              tiles;
+            - `patches_grid` `(batch, 2)`: columns and rows of each image's tiles; `(1, 1)` for an image without;
+            - `num_local_patches` `(batch,)`: number of each image's tiles.
 
         Raises:
-            `ValueError`: an image that cannot be used (the message says which one), or a bad field.
+            `ValueError`: an image cannot be used (the message names it), or a field is invalid.
         """
-        return super().preprocess(images, *args, **(kwargs if mode is None else mode_fields(mode) | kwargs))
+        return super().preprocess(images, *args, **(mode_fields(mode) | kwargs))
 
     def _prepare_image_like_inputs(
         self,
@@ -196,7 +203,7 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         for index, image in enumerate(flat):
             is_float = isinstance(image, (np.ndarray, torch.Tensor)) and "float" in str(image.dtype)
             if is_float and not do_rescale:
-                raise ValueError(f"images[{index}] holds floats, whose range is recognised: do_rescale must stay on.")
+                raise ValueError(f"images[{index}] holds floats, whose range is inferred: this needs do_rescale=True.")
         return [to_rgb(image, index, input_data_format) for index, image in enumerate(flat)]
 
     def _preprocess(  # type: ignore[override]  # It takes PIL images, and fields that only this class has.
@@ -250,19 +257,20 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
     ) -> int:
-        """Count the views of an image: its tiles and the global view. Named by transformers' convention."""
+        """Return the number of views of an image: its tiles and the global view. transformers prescribes the name."""
         return 1 + _count_tiles(self.get_tile_grid(height, width, **(images_kwargs or {})))
 
     def get_tile_grid(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> tuple[int, int]:
-        """Return columns and rows of the tiles of an image of this size in pixels; `(1, 1)` for an image without."""
+        """Return the columns and rows of tiles of an image of this size in pixels; `(1, 1)` for one without tiles."""
         return _choose_grid(height, width, self._fields(mode, kwargs))
 
     def get_number_of_image_tokens(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> int:
-        """Count the vision tokens of an image without looking at it, newlines and separator included.
+        """Return the number of vision tokens of an image from its size, newlines and separator included.
 
         Args:
             height, width (`int`): size of the image in pixels.
-            mode (`str`, *optional*): overrules the processor's own fields, as do `kwargs`.
+            mode (`str`, *optional*): a mode to use instead of the processor's own fields.
+            kwargs: fields to use instead of the processor's own.
 
         Returns:
             `int`: the length of the image's `vision_tokens`.
@@ -286,4 +294,4 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         unknown = set(kwargs) - set(fields)
         if unknown:
             raise ValueError(f"Unknown fields of an image processor: {', '.join(sorted(unknown))}.")
-        return self._standardize_kwargs(**(fields | ({} if mode is None else mode_fields(mode)) | dict(kwargs)))
+        return self._standardize_kwargs(**(fields | mode_fields(mode) | dict(kwargs)))

@@ -1,8 +1,8 @@
-"""Whatever a user calls an image -> an RGB `PIL.Image`, or an error that says which image and why.
+"""Converts anything that a user may pass as an image to an RGB `PIL.Image`, or raises an error that names the image.
 
-Unusual: 16-bit images keep their upper eight bits (Pillow alone would clip them to white); transparency is dropped, as
-in DeepSeek-OCR's own loader; the orientation in EXIF is honoured for files, and not for images somebody else decoded.
-Images are untrusted: Pillow's limit on their size stays on.
+Unusual: 16-bit images keep their upper eight bits, where Pillow would clip them to white. Transparency is dropped, as
+in DeepSeek-OCR's own loader. The EXIF orientation is applied to files, but not to images that the caller has decoded.
+Images are untrusted input, so Pillow's limit on their size stays in force.
 """
 
 import base64
@@ -21,7 +21,7 @@ from transformers.image_utils import ChannelDimension
 
 __all__ = ["flatten_images", "to_rgb"]
 
-URL_TIMEOUT = 30.0  # seconds
+URL_TIMEOUT = 30.0  # Seconds.
 CHANNELS = (1, 2, 3, 4)
 
 
@@ -29,7 +29,7 @@ def flatten_images(images: Any) -> list[Any]:
     """Return one image, a list, a nested list or a stacked array of images as a flat list.
 
     Raises:
-        `ValueError`: there is no image.
+        `ValueError`: `images` holds no image.
     """
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         flat = [image for item in images for image in flatten_images(item)]
@@ -43,18 +43,19 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def to_rgb(image: Any, index: int = 0, input_data_format: str | ChannelDimension | None = None) -> Image.Image:
-    """Return an image in RGB, eight bits a channel.
+    """Convert an image to RGB with eight bits per channel.
 
     Args:
-        image: a `PIL.Image`; a `numpy.ndarray` or `torch.Tensor` of shape `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1
-            to 4 channels, of integers in [0, 255], 16-bit integers, or floats in [0, 1] or [0, 255]; a path; a URL.
-        index (`int`, defaults to 0): position in its batch, named in errors.
+        image: a `PIL.Image`, a path, a URL, or a `numpy.ndarray` or `torch.Tensor` of shape `(H, W)`, `(H, W, C)` or
+            `(C, H, W)`. Arrays have 1 to 4 channels and hold integers in [0, 255], 16-bit integers, or floats in
+            [0, 1] or [0, 255].
+        index (`int`, defaults to 0): position of the image in its batch, for error messages.
         input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"` for arrays; inferred by default.
 
     Raises:
-        `FileNotFoundError`: there is no such file.
-        `TypeError`: nothing that could be an image.
-        `ValueError`: an image that cannot be used; the message names it and says why.
+        `FileNotFoundError`: the file does not exist.
+        `TypeError`: `image` is of a type that holds no image.
+        `ValueError`: the image cannot be used; the message names it and gives the reason.
     """
     label = f"images[{index}]"
     if isinstance(image, torch.Tensor):
@@ -100,10 +101,10 @@ def _decode(image: Image.Image, label: str, from_file: bool = False) -> Image.Im
         if from_file:
             image = ImageOps.exif_transpose(image)
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colours, without Pillow's warning
+            image = image.convert("RGBA")  # This gives the same colours and avoids a warning of Pillow.
         if image.mode != "RGB" and image.mode != "F" and not image.mode.startswith("I"):
             image = image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
         raise ValueError(f"{label} could not be decoded: {error}") from error
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_array(np.asarray(image), label, None)
@@ -122,14 +123,15 @@ def _from_array(array: np.ndarray, label: str, input_data_format: str | ChannelD
 
 
 def _to_channels_last(array: np.ndarray, label: str, input_data_format: str | ChannelDimension | None) -> np.ndarray:
-    """Return `(H, W)` for one channel, else `(H, W, C)`."""
+    """Return an array of shape `(H, W)` for a single channel, and of shape `(H, W, C)` for several."""
     first, last = array.shape[0], array.shape[2]
     if input_data_format is not None:
         channels_first = ChannelDimension(input_data_format) == ChannelDimension.FIRST
     elif (first in CHANNELS) != (last in CHANNELS):
         channels_first = first in CHANNELS
     else:
-        # Both could be. Colour is likelier than an image one pixel high; else channels first, as in transformers.
+        # Both axes could hold the channels. Colour is more likely than an image that is one or two pixels high;
+        # otherwise assume channels first, as transformers does.
         channels_first = not (last in (3, 4) and first in (1, 2))
     channels = first if channels_first else last
     if channels not in CHANNELS:
@@ -140,7 +142,7 @@ def _to_channels_last(array: np.ndarray, label: str, input_data_format: str | Ch
 
 
 def _to_bytes(array: np.ndarray, label: str) -> np.ndarray:
-    """Return the same pixels in eight bits."""
+    """Return the pixels with eight bits per channel. Their range is inferred from the dtype and the maximum."""
     kind = array.dtype.kind
     if array.dtype == np.uint8:
         return array
@@ -152,10 +154,11 @@ def _to_bytes(array: np.ndarray, label: str) -> np.ndarray:
         raise ValueError(f"{label} must hold finite values, got NaN or infinity.")
     low, high = array.min(), array.max()
     if kind == "f":
-        # Nothing that peaks at 1.5 has 255 levels: rather refuse a range that overshoots 1 than turn it black.
+        # An image whose maximum is 1.5 does not span [0, 255]: refuse a range that overshoots 1, as the image would
+        # come out black.
         limit = 1 if high < 2 else 255
     else:
-        # Wider integers are a 16-bit image that some loader widened, once they exceed eight bits.
+        # Integers wider than 16 bits are a 16-bit image that a loader widened, if any of them exceeds eight bits.
         limit = 65535 if (kind == "u" and array.dtype.itemsize == 2) or high > 255 else 255
     if low < 0 or high > limit:
         allowed = "floats in [0, 1] or [0, 255]" if kind == "f" else "integers in [0, 255] or 16-bit integers"

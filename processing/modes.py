@@ -1,4 +1,7 @@
-"""DeepSeek-OCR's modes: named sets of the image processor's ordinary fields."""
+"""DeepSeek-OCR's modes: named sets of the image processor's ordinary fields.
+
+Unusual: help texts read this table, so the module imports neither torch nor transformers.
+"""
 
 from typing import Any
 
@@ -21,14 +24,17 @@ MODES: dict[str, dict[str, Any]] = {
     "large": _mode(1280, do_pad=True),
     "gundam": _mode(1024, do_pad=True, crop_to_patches=True),
 }
+"""The fields that each mode sets."""
 
 
-def mode_fields(mode: str) -> dict[str, Any]:
-    """Return a copy of the fields that `mode` sets.
+def mode_fields(mode: str | None) -> dict[str, Any]:
+    """Return a copy of the fields that `mode` sets; None sets none.
 
     Raises:
-        `ValueError`: `mode` is not one of [`MODES`].
+        `ValueError`: `mode` is neither None nor one of [`MODES`].
     """
+    if mode is None:
+        return {}
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}.")
     return {name: dict(value) if isinstance(value, dict) else value for name, value in MODES[mode].items()}

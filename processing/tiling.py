@@ -1,7 +1,7 @@
-"""Tile grids and token counts, by arithmetic alone.
+"""Tile grids and token counts: arithmetic on sizes, without pixels.
 
-Unusual: the grid is chosen by aspect ratio first; an equally good larger grid wins only where the image has more than
-half the pixels of that grid.
+Unusual: the grid with the closest aspect ratio wins. Of two equally close grids the larger one wins only if the image
+has more than half as many pixels as that grid.
 """
 
 from functools import lru_cache
@@ -11,22 +11,22 @@ __all__ = ["choose_tile_grid", "count_image_tokens", "tile_grid_candidates"]
 
 @lru_cache(maxsize=64)
 def tile_grid_candidates(min_patches: int, max_patches: int) -> tuple[tuple[int, int], ...]:
-    """Return every `(columns, rows)` of `min_patches` to `max_patches` tiles, fewer tiles first."""
+    """Return every grid `(columns, rows)` of `min_patches` to `max_patches` tiles, grids of fewer tiles first."""
     sides = range(1, max_patches + 1)
     grids = [(columns, rows) for columns in sides for rows in sides if min_patches <= columns * rows <= max_patches]
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
 def choose_tile_grid(height: int, width: int, min_patches: int, max_patches: int, tile_size: int) -> tuple[int, int]:
-    """Choose how an image is cut into tiles.
+    """Choose the grid into which an image is cut.
 
     Args:
         height, width (`int`): size of the image in pixels.
-        min_patches, max_patches (`int`): bounds on the number of tiles.
+        min_patches, max_patches (`int`): smallest and largest number of tiles.
         tile_size (`int`): side of a tile in pixels.
 
     Returns:
-        `tuple[int, int]`: columns and rows; `(1, 1)` for an image that is not cut, since both its sides fit a tile.
+        `tuple[int, int]`: columns and rows of tiles; `(1, 1)` for an image that fits into one tile and is not cut.
     """
     if width <= tile_size and height <= tile_size:
         return (1, 1)
@@ -41,11 +41,11 @@ def choose_tile_grid(height: int, width: int, min_patches: int, max_patches: int
 
 
 def count_image_tokens(view_grid: tuple[int, int], tile_grid: tuple[int, int], tile_tokens: tuple[int, int]) -> int:
-    """Count the vision tokens of an image, newlines and separator included.
+    """Return the number of vision tokens of an image, newlines and separator included.
 
     Args:
         view_grid (`tuple[int, int]`): columns and rows of tokens of the global view.
-        tile_grid (`tuple[int, int]`): columns and rows of tiles; `(1, 1)` without tiles.
+        tile_grid (`tuple[int, int]`): columns and rows of tiles; `(1, 1)` for an image without tiles.
         tile_tokens (`tuple[int, int]`): columns and rows of tokens of a tile.
 
     Returns:

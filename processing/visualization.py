@@ -1,6 +1,6 @@
-"""Pictures of what the encoder saw: the views with their grids, and the features as colours.
+"""Pictures of what the encoder sees: the views with their token grids, and the features as colours.
 
-Unusual: global view and tiles share one colour scale, so that the same colour means the same feature in both.
+Unusual: the global view and the tiles share one colour scale, so the same colour means the same feature in both.
 """
 
 from collections.abc import Sequence
@@ -13,33 +13,33 @@ __all__ = ["draw_encoding", "features_to_colors", "stitch_tiles"]
 
 TOKEN_LINE = (190, 205, 235)
 TILE_LINE = (214, 39, 40)
-GAP = 16  # pixels between panels
+GAP = 16  # Pixels between panels.
 
 
 def stitch_tiles(tiles: torch.Tensor, tile_grid: tuple[int, int]) -> torch.Tensor:
-    """Put row-major tiles `(columns * rows, h, w, dim)` together as `(rows * h, columns * w, dim)`."""
+    """Join row-major tiles `(rows * columns, h, w, dim)` to a mosaic `(rows * h, columns * w, dim)`."""
     columns, rows = tile_grid
     _, height, width, dim = tiles.shape
-    return (
-        tiles.reshape(rows, columns, height, width, dim).transpose(1, 2).reshape(rows * height, columns * width, dim)
-    )
+    # (rows * columns, h, w, dim) -> (rows, h, columns, w, dim) -> (rows * h, columns * w, dim)
+    split = tiles.reshape(rows, columns, height, width, dim).transpose(1, 2)
+    return split.reshape(rows * height, columns * width, dim)
 
 
 def features_to_colors(grids: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Map features to colours by their first three principal components, with one scale for all grids.
+    """Map features to colours by their first three principal components, with one colour scale for all grids.
 
     Args:
         grids (sequence of `torch.Tensor` of shape `(h, w, dim)`): features of one or more views.
 
     Returns:
-        for each grid a `numpy.ndarray` of shape `(h, w, 3)`, uint8. Components that carry nothing are grey.
+        for each grid a uint8 `numpy.ndarray` of shape `(h, w, 3)`. Components without variance come out grey.
     """
     flat = torch.cat([grid.reshape(-1, grid.shape[-1]) for grid in grids]).float().cpu()
     centered = flat - flat.mean(dim=0)
     _, singular, directions = torch.linalg.svd(centered, full_matrices=False)
     components = torch.zeros(len(flat), 3)
     count = min(3, len(singular))
-    # A direction's sign is arbitrary: its largest entry points up, so that one input has one picture.
+    # The sign of a direction is arbitrary. Its largest entry is made positive, so that one input gives one picture.
     directions = directions[:count]
     signs = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()
     components[:, :count] = centered @ (directions * signs).T
@@ -70,18 +70,18 @@ def draw_encoding(
     tile_grid: tuple[int, int] = (1, 1),
     height: int = 768,
 ) -> Image.Image:
-    """Draw what the encoder saw of one image, side by side.
+    """Draw the views of one image and their features side by side.
 
     Args:
         view (`PIL.Image`): the global view, padding included; drawn with its token grid.
-        view_features (`torch.Tensor` of shape `(h, w, dim)`): its features; drawn as colours.
-        mosaic (`PIL.Image`, *optional*): the tiles, stitched; drawn with token grid and tile borders.
-        mosaic_features (`torch.Tensor` of shape `(h, w, dim)`, *optional*): their features.
-        tile_grid (`tuple[int, int]`, defaults to `(1, 1)`): columns and rows of tiles.
+        view_features (`torch.Tensor` of shape `(h, w, dim)`): features of the global view, drawn as colours.
+        mosaic (`PIL.Image`, *optional*): the stitched tiles, drawn with their token grid and tile borders.
+        mosaic_features (`torch.Tensor` of shape `(h, w, dim)`, *optional*): features of the mosaic, drawn as colours.
+        tile_grid (`tuple[int, int]`, defaults to `(1, 1)`): columns and rows of tiles in the mosaic.
         height (`int`, defaults to 768): height of the picture in pixels.
 
     Returns:
-        `PIL.Image`: the panels in a row.
+        `PIL.Image`: the views and their features in a row.
     """
     sources = [(view, view_features, (1, 1))]
     if mosaic is not None and mosaic_features is not None:

@@ -1,4 +1,4 @@
-"""The image processor against Pillow's own pipeline, its modes, counts, saving and errors."""
+"""The image processor: its pixels against Pillow's, its modes, token counts, saved files and errors."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +19,7 @@ from deepencoder.processing.tiling import choose_tile_grid
 
 RNG = np.random.default_rng(0)
 SIDES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280, "gundam": 1024}
-# Odd paddings that round half to even, squares, banners, one pixel wide, both sides of the tiling threshold.
+# Paddings of an odd number of pixels, squares, banners, sides of one pixel, and sizes around the tiling threshold.
 SIZES = [
     (1240, 1754),
     (640, 640),
@@ -39,7 +39,7 @@ def random_image(width: int, height: int) -> Image.Image:
 
 
 def reference(image: Image.Image, mode: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """What DeepSeek-OCR's own code does with Pillow: the view and the tiles, uint8, channels first."""
+    """Return the view and the tiles as DeepSeek-OCR's own code makes them with Pillow: uint8, channels first."""
     side = SIDES[mode]
     tiles = None
     if mode in ("tiny", "small"):
@@ -78,7 +78,7 @@ def test_pixels_equal_pillows(mode: str, size: tuple[int, int]) -> None:
 
 
 def test_padding_is_pillows() -> None:
-    """For every parity of the padding: it is not `ImageOps.pad` that runs."""
+    """The padding is our own code, so it is compared with `ImageOps.pad` for every parity of the sizes."""
     processor = DeepEncoderImageProcessor(size={"height": 36, "width": 45}, background_color=(1, 20, 255))
     for width in range(5, 60, 3):
         for height in range(5, 60, 2):
@@ -89,7 +89,7 @@ def test_padding_is_pillows() -> None:
 
 
 def test_normalised_to_the_last_bit() -> None:
-    """One product and one sum in float32, whatever the layout."""
+    """Views and tiles go through the same multiplication and addition in float32."""
     image = random_image(1300, 900)
     raw = {"do_rescale": False, "do_normalize": False}
     values = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.5, 0.2, 0.1)}
@@ -180,7 +180,7 @@ def test_modes_are_named_sets_of_fields() -> None:
     assert DeepEncoderImageProcessor(mode="gundam", size={"height": 64, "width": 64}).mode is None
     output = processor(random_image(1900, 1900), mode="tiny", size={"height": 96, "width": 64}, return_tensors="pt")
     assert output["pixel_values"].shape == (1, 3, 96, 64) and "pixel_values_local" not in output
-    assert processor.mode == "gundam"  # a call changes nothing
+    assert processor.mode == "gundam"  # The fields of a call do not change the processor's own.
 
 
 def test_saved_and_reloaded(tmp_path: Path) -> None:

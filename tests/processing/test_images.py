@@ -1,4 +1,4 @@
-"""What counts as an image, and what is refused."""
+"""Which inputs are images, what their pixels are, and which inputs are refused."""
 
 import base64
 import threading
@@ -53,7 +53,7 @@ def test_sixteen_bits_keep_the_upper_eight(suffix: str, tmp_path: Path) -> None:
     for image in (path, Image.open(path), wide, torch.from_numpy(wide.astype(np.int32)), Image.fromarray(wide)):
         assert np.array_equal(as_array(image), expected)
     assert np.array_equal(as_array(Image.fromarray(wide.astype(np.int32))), expected)
-    dark = np.full((4, 4), 200, np.uint16)  # all below 256, and sixteen bits all the same
+    dark = np.full((4, 4), 200, np.uint16)  # All values fit eight bits, but the dtype says sixteen.
     assert as_array(dark).max() == 0
 
 
@@ -99,7 +99,7 @@ def test_other_dtypes() -> None:
 def test_orientation_is_honoured_for_files_only(tmp_path: Path) -> None:
     path = tmp_path / "rotated.png"
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # Rotated by 90 degrees.
     Image.fromarray(PIXELS).save(path, exif=exif)
     for name in (path, str(path)):
         assert np.array_equal(as_array(name), np.rot90(PIXELS, -1))
@@ -167,7 +167,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"images\[1\]"):
         to_rgb("", 1)
     with pytest.raises(ValueError, match=r"images\[1\]"):
-        to_rgb(tmp_path, 1)  # a folder
+        to_rgb(tmp_path, 1)  # This is a folder.
 
 
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tile grids against DeepSeek-OCR's rule, written another way, and token counts against the design's table."""
+"""Tile grids against an independent version of DeepSeek-OCR's rule, and token counts against known numbers."""
 
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ SIDES = st.integers(1, 6000)
 
 
 def reference_grid(width: int, height: int, fewest: int, most: int, tile: int) -> tuple[int, int]:
-    """DeepSeek-OCR's `find_closest_aspect_ratio`, over the set of candidates that its `dynamic_preprocess` builds."""
+    """The rule of DeepSeek-OCR's `find_closest_aspect_ratio`, for the candidates of its `dynamic_preprocess`."""
     if width <= tile and height <= tile:
         return (1, 1)
     pairs = {(i, j) for n in range(fewest, most + 1) for i in range(1, n + 1) for j in range(1, n + 1)}

@@ -1,4 +1,4 @@
-"""Pictures of what the encoder saw."""
+"""Pictures of what the encoder sees."""
 
 import numpy as np
 import torch
