@@ -76,7 +76,7 @@ def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
 def rows_of(output: Path) -> dict[tuple[str, int], Any]:
     """Read every shard; a page that is there twice is a mistake."""
     found: dict[tuple[str, int], Any] = {}
-    for path in sorted((output / "data").glob("*.parquet")):
+    for path in sorted((output / "data").glob("part-*.parquet")):
         for row in pyarrow.parquet.read_table(path).to_pylist():
             assert (row["source"], row["page"]) not in found
             found[row["source"], row["page"]] = row
