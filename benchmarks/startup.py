@@ -1,9 +1,10 @@
-"""What starting costs: importing the package, and loading the model, against the least that either could take.
+"""Start-up times: importing the package and loading the model, compared with the least that either could take.
 
     python benchmarks/startup.py [--rounds 5]
 
-Importing is timed in fresh processes, beyond torch and transformers. Reading is that of the file's bytes into memory,
-from the system's cache. Loading maps the file: it is timed as such, and with each weight used once.
+The import is timed in fresh processes, after torch and transformers have been imported. For comparison, the bytes of
+the weights' file are read into memory from the page cache. Loading maps the file into memory; it is timed by itself,
+and together with using each weight once.
 """
 
 import argparse
@@ -21,12 +22,7 @@ from common import RESULTS, environment
 
 from deepencoder import DeepEncoder, DeepEncoderConfig
 
-IMPORT = """
-import time, torch, transformers
-start = time.perf_counter()
-import deepencoder
-print(time.perf_counter() - start)
-"""
+IMPORT_PROGRAM = Path(__file__).parent / "programs" / "import_package.py"
 
 
 def median(function: Callable[[], float], rounds: int) -> float:
@@ -34,7 +30,7 @@ def median(function: Callable[[], float], rounds: int) -> float:
 
 
 def import_seconds() -> float:
-    return float(subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run([sys.executable, IMPORT_PROGRAM], capture_output=True, text=True, check=True).stdout)
 
 
 def read_seconds(path: Path) -> float:
@@ -55,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    import_seconds()
+    import_seconds()  # Fills the page cache.
     report = {"environment": environment(torch.device("cpu")), "import_s": median(import_seconds, rounds)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -68,9 +64,10 @@ def main() -> None:
         report["load_s"] = median(lambda: load_seconds(folder, use=False), rounds)
         report["load_and_use_s"] = median(lambda: load_seconds(folder, use=True), rounds)
     (RESULTS / "startup.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"import deepencoder, beyond torch and transformers: {report['import_s']:.2f} s")
-    print(f"read the weights' file: {report['read_s']:.2f} s")
-    print(f"load the model: {report['load_s']:.2f} s, and use each weight: {report['load_and_use_s']:.2f} s")
+    print(f"Importing deepencoder, after torch and transformers: {report['import_s']:.2f} s")
+    print(f"Reading the weights' file: {report['read_s']:.2f} s")
+    print(f"Loading the model: {report['load_s']:.2f} s")
+    print(f"Loading the model and using each weight: {report['load_and_use_s']:.2f} s")
 
 
 if __name__ == "__main__":

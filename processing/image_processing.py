@@ -218,10 +218,11 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         counts = [_count_tiles(grid) for grid in grids]
         size = (int(fields["size"]["width"]), int(fields["size"]["height"])) if fields["do_resize"] else None
         color = fields["background_color"] if fields["do_pad"] else None
+        # Tiles come first because their resized images are the largest: the views then reuse that memory.
+        tiles = make_tiles(images, grids, fields["tile_size"], fields["resample"], normalization)
         views = make_global_views(images, size, fields["resample"], color, normalization)
         data: dict[str, Any] = {"pixel_values": views if return_tensors else list(views)}
-        if any(counts):
-            tiles = make_tiles(images, grids, fields["tile_size"], fields["resample"], normalization)
+        if len(tiles):
             data["pixel_values_local"] = tiles if return_tensors else list(tiles)
         data["patches_grid"] = [list(grid) for grid in grids]
         data["num_local_patches"] = counts

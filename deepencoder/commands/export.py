@@ -79,8 +79,10 @@ def _choose_format(output: Path, format: str | None) -> str:
 
 def _choose_side(config: Any, mode: ViewMode | None) -> int:
     """Return the side of a mode's pages in pixels; for a CLIP or ViT tower, which has no modes, its own size."""
-    if config.model_type != "deepencoder_clip_vision":
+    from .. import ClipVisionEncoderConfig
+
+    if config.model_type != ClipVisionEncoderConfig.model_type:
         return SIDES["base" if mode is None else mode.value]
     if mode is not None:
-        raise UserError("--mode is for pages; a tower has its own size, or --size.")
+        raise UserError("--mode does not apply to a CLIP or ViT tower, which has a size of its own; see --size.")
     return int(config.image_size)

@@ -37,6 +37,8 @@ def info(
     import torch
     from transformers import AutoModel
 
+    from .. import DeepEncoderConfig
+
     console = make_console()
     source = None if model is None else Source(model, trust_remote_code, revision)
     config = _read_config(source, console)
@@ -44,7 +46,7 @@ def info(
         built = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     console.print(f"{model or 'demo model'}: {type(built).__name__}, {built.num_parameters():,} parameters")
     console.print(_list_parts(built))
-    if config.model_type == "deepencoder":
+    if config.model_type == DeepEncoderConfig.model_type:
         console.print(_list_modes(load_processor(source)))
 
 

@@ -125,13 +125,15 @@ def _is_slow_here(dtype: "torch.dtype") -> bool:
 
 
 def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:
+    from .. import DeepEncoderConfig
+
     if source is None:
         return _make_demo_model(dtype)
     if source.is_original:
         return _load_original_deepencoder(source, dtype)
-    model_type = load_config(source).model_type
-    if model_type != "deepencoder":
-        raise UserError(f"--model {source.model!r} is a {model_type!r}; this command needs a 'deepencoder'.")
+    found, wanted = load_config(source).model_type, DeepEncoderConfig.model_type
+    if found != wanted:
+        raise UserError(f"--model {source.model!r} is a {found!r}; this command needs a {wanted!r}.")
     return _load_own(source, dtype)
 
 
