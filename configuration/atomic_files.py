@@ -1,8 +1,8 @@
 """Files and folders that appear whole or not at all.
 
 Unusual: everything that this package writes goes through these functions. A file is written under a temporary name
-beside its target, reaches the disk, and is then renamed; an interruption leaves only a hidden name that ends in
-`.tmp` and the target's suffix. They live in this folder because a model repository on the Hub takes them along.
+beside its target, flushed to the disk, and then renamed. An interruption leaves only a hidden name that ends in `.tmp`
+and the suffix of the target. The module lies in this folder because models on the Hub need it as well.
 """
 
 import os
@@ -19,13 +19,15 @@ TEMPORARY_PATTERN = ".*.tmp*"
 
 
 def temporary_name(path: Path) -> Path:
-    """Return an unused hidden name beside `path`, with its suffix, for a file or folder that is being written."""
-    stem = path.stem.lstrip(".")[:64]  # The name of the target may already be as long as the file system allows.
-    return path.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    """Return an unused hidden name beside `path`, with the same suffix, for a file or folder that is being written."""
+    # The name of the target may already be as long as the file system allows, which is usually 255 bytes.
+    stem = path.stem.lstrip(".").encode(errors="ignore")[:64].decode(errors="ignore")
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= 64 else ""
+    return path.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.tmp{suffix}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the file system write the names in a folder to the disk, where it offers that."""
+    """Flush the names of the files in a folder to the disk, where the system supports it."""
     if os.name != "posix":
         return  # Windows does not open folders.
     handle = os.open(folder, os.O_RDONLY)
@@ -39,8 +41,8 @@ def sync_folder(folder: Path) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which takes the place of `path` if the block succeeds.
 
-    The file gets the permissions that the process' umask gives to any new file. If the block raises, the temporary
-    file is removed and `path` stays as it was.
+    The file gets the permissions that the umask of the process gives to any new file. If the block raises, the
+    temporary file is removed and `path` stays as it was. A symbolic link is itself replaced, and its target stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -48,7 +50,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
     permissions = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(permissions)  # safetensors, for one, puts a file of its own there that only its owner reads.
+        # Some writers, among them that of safetensors, put a new file in its place that only its owner may read.
+        temporary.chmod(permissions)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -76,7 +79,7 @@ def new_folder(target: Path, single_file: str | None = None) -> Iterator[Path]:
 
     Args:
         target: the folder to create.
-        single_file: name of a file in the folder; it alone takes the name `target`, and the rest is removed.
+        single_file: name of a file in the folder. It alone takes the name `target`, and the rest is removed.
 
     Raises:
         `FileExistsError`: `target` exists already.
