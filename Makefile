@@ -1,23 +1,37 @@
-# make demo and make test do all the set-up they need. PYTHON=python3.12 picks another interpreter.
+# `make demo` and `make test` do all the set-up they need. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLAIN := $(VENV)/.plain
 INSTALLED := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 
-.PHONY: help demo test conformance lint format types pages clean
+# A second environment with the lowest supported versions. Its torch is the one in .venv, since each version of torch is
+# a large download; TORCH=2.6.0 installs that version instead.
+TORCH :=
+LOWEST := .cache/lowest
+SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("platlib"))
+# The smoke test: imports, registration, configurations, models, image processor, sources and the command line.
+SMOKE := tests/deepencoder/test_import.py tests/deepencoder/test_cli.py tests/configuration tests/modeling \
+	tests/processing tests/extraction/test_listing.py tests/extraction/test_arrow.py tests/test_placement.py
+# accelerate before 1.14 leaves the last of several equal devices empty. Pillow before 13 refuses to shrink an image to
+# less than half a pixel, so a page that is a thousand times as high as wide raises an error.
+NOT_WITH_LOWEST := not filled_evenly and not counts_equal
+
+.PHONY: help demo test conformance lowest lint format types pages clean
 
 help:
 	@echo "make demo         install into $(VENV) and turn an example page into vision tokens"
 	@echo "make test         run the tests"
 	@echo "make conformance  run transformers' own common model tests on our models"
+	@echo "make lowest       run a smoke test with the lowest supported versions"
 	@echo "make lint types   check style and types"
 	@echo "make format       format the code"
-	@echo "make pages        make the example pages again"
-	@echo "make clean        remove what the other targets made"
+	@echo "make pages        draw the example pages again"
+	@echo "make clean        remove everything that the other targets made"
 
-# What a user has, and what developers need beside it.
+# What a user installs, and what developers need in addition.
 $(PLAIN): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
@@ -36,6 +50,20 @@ test: $(INSTALLED)
 conformance: $(INSTALLED)
 	$(BIN)/python tests/conformance/download.py .cache/conformance
 	$(BIN)/python -m pytest -q tests/conformance
+
+lowest: $(INSTALLED)
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(BIN)/python tests/programs/lowest_versions.py extract > $(LOWEST)/requirements.txt
+ifeq ($(TORCH),)
+	from=$$($(BIN)/python -c '$(SITE_PACKAGES)') && to=$$($(LOWEST)/bin/python -c '$(SITE_PACKAGES)') && \
+		for name in torch torchgen functorch $$(cd "$$from" && ls -d torch-*.dist-info); do \
+			ln -s "$$(cd "$$from" && pwd)/$$name" "$$to/$$name"; \
+		done
+else
+	$(LOWEST)/bin/python $(INSTALL) "torch==$(TORCH)"
+endif
+	$(LOWEST)/bin/python $(INSTALL) -r $(LOWEST)/requirements.txt pytest hypothesis psutil
+	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider -k "$(NOT_WITH_LOWEST)" $(SMOKE)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
