@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from ..configuration.atomic_files import write_text
 from ..conversion.layouts import LAYOUTS
+from .dataclass_options import takes_options
 from .errors import UserError, reported_as
 from .files import check_target
 from .options import Dtype, FullDownloadOption, RevisionOption
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
     from ..conversion.report import ConversionReport
     from ..conversion.restoration import RestorationReport
 
-__all__ = ["convert"]
+__all__ = ["ConvertOptions", "convert"]
 
 Slug = Enum("Slug", {layout.slug: layout.slug for layout in LAYOUTS}, type=str)  # type: ignore[misc]
 
 
-def convert(
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The arguments and options of the command."""
+
     source: Annotated[
         str,
         typer.Argument(
@@ -33,7 +38,7 @@ def convert(
             "the encoder to put back.",
             show_default=False,
         ),
-    ],
+    ]
     second: Annotated[
         str,
         typer.Argument(
@@ -41,7 +46,7 @@ def convert(
             help="Folder to write; it must not exist yet. With --to: the original checkpoint to copy.",
             show_default=False,
         ),
-    ],
+    ]
     third: Annotated[
         Path | None,
         typer.Argument(
@@ -49,7 +54,7 @@ def convert(
             help="With --to: the folder to write. The arguments are then ENCODER ORIGINAL TARGET.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     to: Annotated[
         Slug | None,
         typer.Option(
@@ -58,7 +63,7 @@ def convert(
             f"Layouts: {', '.join(slug.value for slug in Slug)}.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -66,28 +71,31 @@ def convert(
             "is such a class.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write what became of each tensor to FILE.json.")
-    ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")
-    ] = Dtype.auto,
+    ] = None
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")] = (
+        Dtype.auto
+    )
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Largest size of a file of weights, such as 1GB. Default: the limit of transformers."),
-    ] = None,
+    ] = None
     num_attention_heads: Annotated[
         int | None,
         typer.Option(help="Number of attention heads of a CLIP or ViT tower, if the checkpoint does not record it."),
-    ] = None,
+    ] = None
     hidden_act: Annotated[
         str | None,
         typer.Option(help="Activation function of a CLIP or ViT tower, if the checkpoint does not record it."),
-    ] = None,
-    revision: RevisionOption = None,
-    full_download: FullDownloadOption = False,
-) -> None:
+    ] = None
+    revision: RevisionOption = None
+    full_download: FullDownloadOption = False
+
+
+@takes_options(ConvertOptions)
+def convert(options: ConvertOptions) -> None:
     """Convert a checkpoint of DeepSeek-OCR, GOT-OCR-2.0, SAM, CLIP or ViT; with --to, put an encoder back into one.
 
     The format is recognised from the tensor names. Only the encoder's tensors are read or downloaded, and no code in
@@ -97,32 +105,44 @@ def convert(
 
     deepencoder convert --to deepseek-ocr ENCODER ORIGINAL TARGET
     """
-    check_target(report, "--report", (".json",))
-    if (third is None) != (to is None):
+    check_target(options.report, "--report", (".json",))
+    if (options.third is None) != (options.to is None):
         raise UserError("convert takes SOURCE TARGET, or --to LAYOUT ENCODER ORIGINAL TARGET.")
-    target = Path(second) if third is None else third
+    target = options.third or Path(options.second)
     if target.exists():
         raise UserError(f"TARGET: {target} exists already.")
-    from ..conversion.from_original import convert_to_folder
-    from ..conversion.readers.hub import HubOptions
-    from ..conversion.restoration import restore_checkpoint
-
-    hub = HubOptions(revision=revision, full_download=full_download)
-    result: Any
-    with reported_as(f"{source} cannot be converted", OSError, ValueError):
-        if to is not None:
-            result = restore_checkpoint(source, second, target, to.value, hub)
-            lines = list(_describe_restored(result, target))
-        else:
-            given = {"num_attention_heads": num_attention_heads, "hidden_act": hidden_act}
-            values = {name: value for name, value in given.items() if value is not None}
-            result = convert_to_folder(source, target, hub, verify, dtype.value, max_shard_size, **values)
-            lines = list(_describe_converted(result, target))
+    with reported_as(f"{options.source} cannot be converted", OSError, ValueError):
+        result, lines = (_convert if options.to is None else _restore)(options, target)
     console = make_console()
     for line in lines:
         console.print(line, soft_wrap=True)
-    if report is not None:
-        write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
+    if options.report is not None:
+        write_text(options.report, json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def _convert(options: ConvertOptions, target: Path) -> tuple[Any, list[str]]:
+    """Convert a checkpoint. Return the report, and the lines to print."""
+    from ..conversion.from_original import convert_to_folder
+    from ..conversion.readers.hub import HubOptions
+
+    given = {"num_attention_heads": options.num_attention_heads, "hidden_act": options.hidden_act}
+    values = {name: value for name, value in given.items() if value is not None}
+    hub = HubOptions(revision=options.revision, full_download=options.full_download)
+    report = convert_to_folder(
+        options.source, target, hub, options.verify, options.dtype.value, options.max_shard_size, **values
+    )
+    return report, list(_describe_converted(report, target))
+
+
+def _restore(options: ConvertOptions, target: Path) -> tuple[Any, list[str]]:
+    """Put an encoder back into a copy of a checkpoint. Return the report, and the lines to print."""
+    from ..conversion.readers.hub import HubOptions
+    from ..conversion.restoration import restore_checkpoint
+
+    assert options.to is not None
+    hub = HubOptions(revision=options.revision, full_download=options.full_download)
+    report = restore_checkpoint(options.source, options.second, target, options.to.value, hub)
+    return report, list(_describe_restored(report, target))
 
 
 def _describe_converted(result: "ConversionReport", target: Path) -> Iterator[str]:

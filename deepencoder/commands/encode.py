@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from ..configuration.atomic_files import replaced_file
 from ..extraction.outputs import OUTPUTS, take_outputs
+from .dataclass_options import takes_options
 from .errors import one_line
 from .files import check_target
 from .models import load_model, load_processor, name_source, pick_device
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["encode"]
+__all__ = ["EncodeOptions", "encode"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class _Encoder:
     model: Any
     processor: Any
     mode: str | None
+
+    @property
+    def mode_name(self) -> str | None:
+        """The mode of the views; None if the processor has the fields of no mode."""
+        return self.mode or self.processor.mode
 
     def encode(self, name: str, index: int) -> _Encoding:
         """Encode the image at a position of the command line.
@@ -173,8 +178,79 @@ def _draw(encoding: _Encoding, processor: Any) -> "Image.Image":
     return draw_encoding(view, features, _to_image(mosaic, processor), local, encoding.tile_grid)
 
 
-def _encode_all(encoder: _Encoder, images: list[str], errors: Console) -> Iterator[tuple[int, _Encoding | None]]:
+@dataclass(frozen=True)
+class EncodeOptions:
+    """The arguments and options of the command."""
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)]
+    model: ModelOption = None
+    mode: ModeOption = None
+    device: DeviceOption = None
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")] = (
+        Dtype.auto
+    )
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.safetensors", help="Write the features to FILE.safetensors."),
+    ] = None
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Draw what the encoder sees to FILE.png (FILE-0.png, FILE-1.png, ... for several images).",
+        ),
+    ] = None
+    revision: RevisionOption = None
+    full_download: FullDownloadOption = False
+    trust_remote_code: TrustOption = False
+
+
+@takes_options(EncodeOptions)
+def encode(options: EncodeOptions) -> None:
+    """Turn images into features: a pooled vector, fused tokens and vision tokens.
+
+    Prints a table. FILE.safetensors holds, for the image at position I, `I.pooled`, `I.tokens` (the fused tokens of
+    the global view, then those of each tile) and `I.vision_tokens`, and in its metadata under `I` the name, size and
+    grids of the image as JSON.
+    """
+    console = make_console()
+    check_target(options.output, "--output", (".safetensors",))
+    check_target(options.picture, "--picture", (".png",))
+    encoder = _load_encoder(options)
+    results = _Results(Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False))
+    failures = 0
+    for index, encoding in _encode_all(encoder, options.images):
+        if encoding is None:
+            failures += 1
+            continue
+        results.add_row(encoding)
+        if options.output is not None:
+            results.add_features(index, encoding, {"mode": encoder.mode_name, "model": options.model})
+        if options.picture is not None:
+            several = f"{options.picture.stem}-{index}"
+            path = options.picture if len(options.images) == 1 else options.picture.with_stem(several)
+            results.pictures.append((path, _draw(encoding, encoder.processor)))
+
+    if results.table.row_count:
+        console.print(results.table)
+    if results.tensors and options.output is not None:
+        results.write_features(options.output)
+        console.print(f"Features: {options.output}", soft_wrap=True)
+    results.write_pictures(lambda path: console.print(f"Picture: {path}", soft_wrap=True))
+    if failures:
+        raise typer.Exit(2)
+
+
+def _load_encoder(options: EncodeOptions) -> _Encoder:
+    device = pick_device(options.device)
+    source = name_source(options.model, options.trust_remote_code, options.revision, options.full_download)
+    model, processor = load_model(source, options.dtype, device), load_processor(source)
+    return _Encoder(model, processor, None if options.mode is None else options.mode.value)
+
+
+def _encode_all(encoder: _Encoder, images: list[str]) -> Iterator[tuple[int, _Encoding | None]]:
     """Yield each position and its encoding, or None for an image that cannot be used, which is reported."""
+    errors = make_console(stderr=True)
     with Progress(console=errors, transient=True, disable=len(images) < 2 or not errors.is_terminal) as progress:
         for index, name in enumerate(progress.track(images, description="Encoding")):
             encoding = None
@@ -183,62 +259,3 @@ def _encode_all(encoder: _Encoder, images: list[str], errors: Console) -> Iterat
             except (ValueError, OSError) as error:
                 errors.print(f"Error: {one_line(error)}", style="red", soft_wrap=True)
             yield index, encoding
-
-
-def encode(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)],
-    model: ModelOption = None,
-    mode: ModeOption = None,
-    device: DeviceOption = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")
-    ] = Dtype.auto,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE.safetensors", help="Write the features to FILE.safetensors."),
-    ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png",
-            help="Draw what the encoder sees to FILE.png (FILE-0.png, FILE-1.png, ... for several images).",
-        ),
-    ] = None,
-    revision: RevisionOption = None,
-    full_download: FullDownloadOption = False,
-    trust_remote_code: TrustOption = False,
-) -> None:
-    """Turn images into features: a pooled vector, fused tokens and vision tokens.
-
-    Prints a table. FILE.safetensors holds, for the image at position I, `I.pooled`, `I.tokens` (the fused tokens of
-    the global view, then those of each tile) and `I.vision_tokens`, and in its metadata under `I` the name, size and
-    grids of the image as JSON.
-    """
-    console, errors = make_console(), make_console(stderr=True)
-    check_target(output, "--output", (".safetensors",))
-    check_target(picture, "--picture", (".png",))
-    target_device = pick_device(device)
-    source = name_source(model, trust_remote_code, revision, full_download)
-    loaded, processor = load_model(source, dtype, target_device), load_processor(source)
-    encoder = _Encoder(loaded, processor, None if mode is None else mode.value)
-    facts = {"mode": encoder.mode or processor.mode, "model": model}
-    results = _Results(Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False))
-    failures = 0
-    for index, encoding in _encode_all(encoder, images, errors):
-        if encoding is None:
-            failures += 1
-            continue
-        results.add_row(encoding)
-        if output is not None:
-            results.add_features(index, encoding, facts)
-        if picture is not None:
-            path = picture if len(images) == 1 else picture.with_stem(f"{picture.stem}-{index}")
-            results.pictures.append((path, _draw(encoding, processor)))
-    if results.table.row_count:
-        console.print(results.table)
-    if results.tensors and output is not None:
-        results.write_features(output)
-        console.print(f"Features: {output}", soft_wrap=True)
-    results.write_pictures(lambda path: console.print(f"Picture: {path}", soft_wrap=True))
-    if failures:
-        raise typer.Exit(2)
