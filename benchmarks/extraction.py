@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,74 +59,86 @@ def measure_writing(rows: list[Any], settings: ExtractionSettings, encoder: Page
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pages", nargs="*", type=Path, default=EXAMPLES)
-    on_cuda = torch.cuda.is_available()
-    parser.add_argument("--count", type=int, default=512 if on_cuda else 8, help="pages")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if on_cuda else 1)
-    parser.add_argument("--mode", default="base")
-    parser.add_argument("--device", default="cuda" if on_cuda else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="[default: bfloat16 on CUDA]")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    default = "bfloat16" if device.type == "cuda" else "float32"
-    dtype = getattr(torch, options.dtype or default)
-    model = randomize(build("ours")).to(device, dtype)
-    processor = DeepEncoderImageProcessor(mode=options.mode)
-    bare: list[float] = []
-    whole: list[float] = []
-    writing: list[float] = []
-    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        folder = Path(name)
-        (folder / "corpus").mkdir()
-        sources = make_corpus(folder / "corpus", options.pages, options.count)
-        settings = ExtractionSettings(sources, "random", "0", options.mode, outputs=tuple(OUTPUTS))
-        pages = list(list_pages(sources))
-        largest = max(prepare_image(load_page(page), processor).pixels for page in pages)
-        batch_size = max(1, BatchBudget("auto", device).pixels // largest)
-        ready = [
-            processor([load_page(page) for page in pages[start : start + batch_size]], return_tensors="pt").to(device)
-            for start in range(0, len(pages), batch_size)
-        ]
-        encoder = PageEncoder(model, processor, BatchBudget(batch_size, device))
+def measure(options: argparse.Namespace, encoder: PageEncoder, folder: Path) -> dict[str, Any]:
+    """Time the bare forward, the whole extraction and the writing, and return what was measured, per page."""
+    (folder / "corpus").mkdir()
+    sources = make_corpus(folder / "corpus", options.pages, options.count)
+    settings = ExtractionSettings(sources, "random", "0", options.mode, outputs=tuple(OUTPUTS))
+    pages, model, processor, device = list(list_pages(sources)), encoder.model, encoder.image_processor, encoder.device
+    largest = max(prepare_image(load_page(page), processor).pixels for page in pages)
+    batch_size = max(1, encoder.budget.pixels // largest)
+    run_options = RunOptions(workers=options.workers, batch_size=batch_size)
+    ready = [
+        processor([load_page(page) for page in pages[start : start + batch_size]], return_tensors="pt").to(device)
+        for start in range(0, len(pages), batch_size)
+    ]
 
-        def forward() -> None:
-            for inputs in ready:
-                model(**inputs)
+    def forward() -> None:
+        for inputs in ready:
+            model(**inputs)
 
-        def extract(output: Path) -> None:
-            run_options = RunOptions(workers=options.workers, batch_size=batch_size)
-            summary = extract_features(settings, output, lambda: (model, processor), run_options)
-            if summary.written != len(pages):
-                raise RuntimeError(f"{summary.written} of {len(pages)} pages were written")
+    def extract(output: Path) -> None:
+        summary = extract_features(settings, output, lambda: (model, processor), run_options)
+        if summary.written != len(pages):
+            raise RuntimeError(f"{summary.written} of {len(pages)} pages were written")
 
-        model(**ready[0])
-        for index in range(options.rounds):
-            bare.append(seconds(forward, device) / len(pages))
-            whole.append(seconds(lambda index=index: extract(folder / f"output-{index}"), device) / len(pages))  # type: ignore[misc]
-        rows = list(iterate_features(pages, encoder, workers=options.workers))
-        for index in range(options.rounds):
-            writing.append(measure_writing(rows, settings, encoder, folder / f"written-{index}") / len(rows))
-    report: dict[str, Any] = {
-        "environment": environment(device),
+    model(**ready[0])
+    bare, whole = [], []
+    for index in range(options.rounds):
+        bare.append(seconds(forward, device) / len(pages))
+        whole.append(seconds(partial(extract, folder / f"output-{index}"), device) / len(pages))
+    encoder.budget = BatchBudget(batch_size, device)
+    rows = list(iterate_features(pages, encoder, workers=options.workers))
+    writing = [
+        measure_writing(rows, settings, encoder, folder / f"written-{index}") / len(rows)
+        for index in range(options.rounds)
+    ]
+    return {
         "pages": len(pages),
         "batch_size": batch_size,
-        "mode": options.mode,
-        "dtype": str(dtype).removeprefix("torch."),
-        "workers": options.workers,
         "bare_forward": summarize(bare),
         "extraction": summarize(whole),
         "writing": summarize(writing),
     }
-    report["throughput_of_bare"] = report["bare_forward"]["median_s"] / report["extraction"]["median_s"]
-    report["writing_share"] = report["writing"]["median_s"] / report["extraction"]["median_s"]
-    suffix = "" if report["dtype"] == default else f"_{report['dtype']}"
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", nargs="*", type=Path, default=EXAMPLES)
+    on_cuda = torch.cuda.is_available()
+    parser.add_argument("--count", type=int, default=512 if on_cuda else 8, help="number of pages")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if on_cuda else 1)
+    parser.add_argument("--mode", default="base")
+    parser.add_argument("--device", default="cuda" if on_cuda else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on CUDA")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    device = torch.device(options.device)
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = options.dtype or default
+    model = randomize(build("ours")).to(device, getattr(torch, dtype))
+    encoder = PageEncoder(model, DeepEncoderImageProcessor(mode=options.mode))
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        measured = measure(options, encoder, Path(name))
+    bare, whole, writing = (measured[name]["median_s"] for name in ("bare_forward", "extraction", "writing"))
+    report: dict[str, Any] = {
+        "environment": environment(device),
+        "mode": options.mode,
+        "dtype": dtype,
+        "workers": options.workers,
+        **measured,
+        "throughput_of_bare": bare / whole,
+        "writing_share": writing / whole,
+    }
+    suffix = "" if dtype == default else f"_{dtype}"
     (RESULTS / f"extraction_{device.type}{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
     for what in ("bare_forward", "extraction", "writing"):
-        print(f"{what:13} {report[what]['median_s']:.4f} s a page, spread {100 * report[what]['spread']:.0f} %")
-    print(f"extraction has {100 * report['throughput_of_bare']:.1f} % of the bare forward's throughput")
+        print(f"{what:13} {report[what]['median_s']:.4f} s per page, spread {100 * report[what]['spread']:.0f} %")
+    print(f"extraction reaches {100 * report['throughput_of_bare']:.1f} % of the bare forward's throughput")
     print(f"writing all outputs takes {100 * report['writing_share']:.2f} % of its time")
 
 

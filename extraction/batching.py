@@ -60,6 +60,11 @@ class BatchBudget:
         self.pixels = min(self.pixels, max(1, sum(image.pixels for image in images) // 2))
 
 
+def _has_room(images: Sequence[PreparedImage], image: PreparedImage, budget: BatchBudget) -> bool:
+    """Return whether one more image goes into a batch: there is room, and its view has the size of the others."""
+    return not images or (not budget.is_full(images) and image.view.shape == images[-1].view.shape)
+
+
 def cut_batches(
     entries: Iterable[tuple[Key, PreparedImage | PageError]],
     budget: BatchBudget,
@@ -94,8 +99,3 @@ def cut_batches(
             batch, images = [], []
     if batch and not (stop is not None and stop()):
         yield batch
-
-
-def _has_room(images: Sequence[PreparedImage], image: PreparedImage, budget: BatchBudget) -> bool:
-    """Return whether one more image goes into a batch: there is room, and its view has the size of the others."""
-    return not images or (not budget.is_full(images) and image.view.shape == images[-1].view.shape)

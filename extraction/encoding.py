@@ -57,6 +57,39 @@ class PageFeatures:
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     error: str = ""
 
+    @property
+    def failure(self) -> str:
+        """The name of the page, and why it has no features."""
+        return f"{self.page.source}, page {self.page.page}: {self.error}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch raises this error when an allocation fails, on a CPU or an accelerator."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def _send_home(tensor: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Begin to copy features to the CPU, in the dtype that stores them, together with their largest magnitude."""
+    kept = tensor.to(getattr(torch, dtype), copy=True)  # A view would keep the hidden states of its whole batch.
+    kept, largest = kept.to(getattr(torch, DTYPES[dtype])), tensor.abs().amax()
+    # From a GPU these go to pinned memory, which the device writes while it goes on.
+    return kept.to("cpu", non_blocking=kept.is_cuda), largest.to("cpu", non_blocking=largest.is_cuda)
+
+
+def _check(sent: dict[str, tuple[torch.Tensor, torch.Tensor]], dtype: str) -> Result:
+    """Return features as arrays, or an error if `dtype` cannot hold their values."""
+    for name, (_, largest) in sent.items():
+        if not bool(largest.isfinite()):
+            return PageError(f"{name} has values that are not finite: the model overflows in {largest.dtype}")
+        if not bool(largest.to(getattr(torch, dtype)).isfinite()):
+            return PageError(
+                f"{name} reaches {float(largest):.6g}, which {dtype} cannot hold: choose bfloat16 or float32"
+            )
+    return {name: kept.numpy() for name, (kept, _) in sent.items()}
+
 
 class PageEncoder:
     """A model with its image processor, and which features of a page it gives.
@@ -208,32 +241,14 @@ class PageEncoder:
         return self.image_processor.normalize_pixels(pixels.to(self.device, non_blocking=True))
 
 
-def _send_home(tensor: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Begin to copy features to the CPU, in the dtype that stores them, together with their largest magnitude."""
-    kept = tensor.to(getattr(torch, dtype), copy=True)  # A view would keep the hidden states of its whole batch.
-    kept, largest = kept.to(getattr(torch, DTYPES[dtype])), tensor.abs().amax()
-    # From a GPU these go to pinned memory, which the device writes while it goes on.
-    return kept.to("cpu", non_blocking=kept.is_cuda), largest.to("cpu", non_blocking=largest.is_cuda)
-
-
-def _check(sent: dict[str, tuple[torch.Tensor, torch.Tensor]], dtype: str) -> Result:
-    """Return features as arrays, or an error if `dtype` cannot hold their values."""
-    for name, (_, largest) in sent.items():
-        if not bool(largest.isfinite()):
-            return PageError(f"{name} has values that are not finite: the model overflows in {largest.dtype}")
-        if not bool(largest.to(getattr(torch, dtype)).isfinite()):
-            return PageError(
-                f"{name} reaches {float(largest):.6g}, which {dtype} cannot hold: choose bfloat16 or float32"
-            )
-    return {name: kept.numpy() for name, (kept, _) in sent.items()}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch raises this error when an allocation fails, on a CPU or an accelerator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+def _prepare_pages(
+    pages: Iterable[Page], encoder: PageEncoder, workers: int, page_timeout: float | None
+) -> Generator[tuple[Page, Prepared], None, None]:
+    loader = PageLoader(encoder.image_processor, encoder.mode)
+    if workers:
+        yield from map_in_processes(loader, pages, workers, not_prepared, page_timeout)
+    else:
+        yield from map(loader, pages)
 
 
 def iterate_features(
@@ -271,13 +286,3 @@ def iterate_features(
             yield from encoder.encode_pages(prepared, stop)
 
     return encode()
-
-
-def _prepare_pages(
-    pages: Iterable[Page], encoder: PageEncoder, workers: int, page_timeout: float | None
-) -> Generator[tuple[Page, Prepared], None, None]:
-    loader = PageLoader(encoder.image_processor, encoder.mode)
-    if workers:
-        yield from map_in_processes(loader, pages, workers, not_prepared, page_timeout)
-    else:
-        yield from map(loader, pages)

@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["FeatureExtractor"]
 
 
+def _is_child_process() -> bool:
+    if multiprocessing.parent_process() is not None:
+        return True
+    try:  # datasets starts its processes with this fork of multiprocessing
+        import multiprocess
+    except ImportError:
+        return False
+    return multiprocess.parent_process() is not None
+
+
 @dataclass(eq=False)
 class FeatureExtractor:
     """Computes the features of a column of images, for `datasets.map(batched=True)`.
@@ -169,13 +179,3 @@ class FeatureExtractor:
         found = torch.accelerator.current_accelerator()
         assert found is not None
         return torch.device(found.type, (rank or 0) % torch.accelerator.device_count())
-
-
-def _is_child_process() -> bool:
-    if multiprocessing.parent_process() is not None:
-        return True
-    try:  # datasets starts its processes with this fork of multiprocessing
-        import multiprocess
-    except ImportError:
-        return False
-    return multiprocess.parent_process() is not None

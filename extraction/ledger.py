@@ -42,6 +42,15 @@ class FailureLog:
             file.write(json.dumps({"source": row.page.source, "page": row.page.page, "reason": row.error}) + "\n")
 
 
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open() as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:  # The last line of a process that was killed. Its page is tried again.
+                continue
+
+
 def merge_failures(folder: Path) -> list[dict[str, Any]]:
     """Merge the failures of all processes into `failures.jsonl`, which exists only if a page failed."""
     parts = sorted(folder.glob(".failures-*.jsonl"))
@@ -55,15 +64,6 @@ def merge_failures(folder: Path) -> list[dict[str, Any]]:
         for path in parts:
             path.unlink()
     return list(found.values())
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:  # The last line of a process that was killed. Its page is tried again.
-                continue
 
 
 def read_shards(folder: Path) -> list[dict[str, Any]]:

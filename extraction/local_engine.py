@@ -94,7 +94,7 @@ class _Share:
             for row in features:
                 progress.error = ""
                 if row.error:
-                    progress.error = f"{row.page.source}, page {row.page.page}: {row.error}"
+                    progress.error = row.failure
                     if self.options.strict:
                         raise BadPageError(progress.error)
                     failures.add(row)

@@ -31,6 +31,17 @@ HASHED_FILES = (
 HASH_PREFIX = "sha256:"
 
 
+def _hash_files(path: Path) -> str:
+    names = [path] if path.is_file() else sorted({file for pattern in HASHED_FILES for file in path.glob(pattern)})
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.name.encode() + b"\0")
+        with name.open("rb") as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                digest.update(block)
+    return HASH_PREFIX + digest.hexdigest()
+
+
 def identify_model(model: str | os.PathLike[str], revision: str | None = None) -> str:
     """Return the identity of a model's weights.
 
@@ -52,17 +63,6 @@ def identify_model(model: str | os.PathLike[str], revision: str | None = None) -
     if commit is None:
         raise ValueError(f"model {os.fspath(model)!r}: its commit is not known.")
     return str(commit)
-
-
-def _hash_files(path: Path) -> str:
-    names = [path] if path.is_file() else sorted({file for pattern in HASHED_FILES for file in path.glob(pattern)})
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(name.name.encode() + b"\0")
-        with name.open("rb") as file:
-            for block in iter(partial(file.read, 1 << 20), b""):
-                digest.update(block)
-    return HASH_PREFIX + digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -40,29 +40,40 @@ STAGING = ".ray"  # Ray writes here, as a task that dies leaves half a file.
 LOCK_TIMEOUT = 0.1  # Seconds. With 0, WeakFileLock gives up before its first attempt.
 
 
-def open_output(output: Path, settings: ExtractionSettings, options: RunOptions) -> None:
-    """Prepare a folder for a run, whether it is new or has earlier work. One process of a run calls this.
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(path, timeout=LOCK_TIMEOUT))
+        except Timeout as error:
+            raise ValueError(f"output {path.parent} is in use by another run.") from error
+        yield
+
+
+@contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Keep other runs away from a folder, which is created if it is missing. The first process of a run calls this.
 
     Raises:
-        `ImportError`: pyarrow is missing; names the extra that installs it.
-        `OSError`: the folder cannot be written.
-        `ValueError`: the folder lies in a source, holds something else or work with other settings (says which), or
-            holds any work and `options.resume` is off.
+        `ValueError`: another run uses the folder, or a process that outlived its run.
     """
-    if find_spec("pyarrow") is None:
-        raise ImportError('Shards need pyarrow: pip install "deepencoder[extract]".')
     output.mkdir(parents=True, exist_ok=True)
-    manifest = _read_manifest(output, settings, options.resume)
-    _check_place(output, settings.sources)
-    _remove_unfinished(output)
-    collect_staged(output)
-    merge_failures(output)
-    if options.retry_failed:
-        (output / FAILURES).unlink(missing_ok=True)
-    # Written before the work begins, so that the manifest is true whatever ends this run.
-    write_text(output / MANIFEST, json.dumps(manifest | {"done": False}, indent=2))
-    if not (output / CARD).exists():
-        write_text(output / CARD, _make_card(settings))
+    with _lock(output / LOCK):
+        for path in output.glob(f"{LOCK}-*"):  # Processes of other ranks hold these.
+            with _lock(path):
+                pass
+        yield
+
+
+@contextmanager
+def lock_rank(output: Path, rank: int) -> Iterator[None]:
+    """Show that a process other than the first of a run uses a folder.
+
+    Raises:
+        `ValueError`: a process of the same rank uses it.
+    """
+    with _lock(output / f"{LOCK}-{rank:05d}"):
+        yield
 
 
 def _read_manifest(output: Path, settings: ExtractionSettings, resume: bool) -> dict[str, Any]:
@@ -124,6 +135,69 @@ def collect_staged(output: Path) -> None:
             path.unlink()
 
 
+def _make_card(settings: ExtractionSettings) -> str:
+    lines = [
+        "---",
+        "tags:",
+        "- deepencoder",
+        "- feature-extraction",
+        "configs:",
+        "- config_name: default",
+        "  data_files: data/*.parquet",
+        "---",
+        "",
+        "# Features of pages",
+        "",
+        f"Computed by {settings.model} ({settings.commit}) in mode {settings.mode} and kept as {settings.dtype}.",
+        FORMATS[settings.format],
+        "",
+        *(f"- `{name}`: {OUTPUTS[name].summary}." for name in settings.outputs),
+        "- `source` and `page` (from 0) name the page; `width` and `height` are its size in pixels, `grid` the",
+        "  columns and rows of its tiles, `num_tokens` the number of its vision tokens.",
+        "- `model`, `commit` and `mode` are the same in every row.",
+        "- `sha256` is the hash of the page's decoded RGB bytes, row-major.",
+        "",
+        f"Pages that could not be used are listed in `{FAILURES}`, settings and shards in `{MANIFEST}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def open_output(output: Path, settings: ExtractionSettings, options: RunOptions) -> None:
+    """Prepare a folder for a run, whether it is new or has earlier work. One process of a run calls this.
+
+    Raises:
+        `ImportError`: pyarrow is missing; names the extra that installs it.
+        `OSError`: the folder cannot be written.
+        `ValueError`: the folder lies in a source, holds something else or work with other settings (says which), or
+            holds any work and `options.resume` is off.
+    """
+    if find_spec("pyarrow") is None:
+        raise ImportError('Shards need pyarrow: pip install "deepencoder[extract]".')
+    output.mkdir(parents=True, exist_ok=True)
+    manifest = _read_manifest(output, settings, options.resume)
+    _check_place(output, settings.sources)
+    _remove_unfinished(output)
+    collect_staged(output)
+    merge_failures(output)
+    if options.retry_failed:
+        (output / FAILURES).unlink(missing_ok=True)
+    # Written before the work begins, so that the manifest is true whatever ends this run.
+    write_text(output / MANIFEST, json.dumps(manifest | {"done": False}, indent=2))
+    if not (output / CARD).exists():
+        write_text(output / CARD, _make_card(settings))
+
+
+def _versions() -> dict[str, str]:
+    found = {"deepencoder": __version__}
+    for name in ("torch", "transformers", "pillow", "pypdfium2", "pyarrow", "datasets"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def finish_output(
     output: Path, settings: ExtractionSettings, counts: Sequence[tuple[int, int, bool]], seconds: float
 ) -> ExtractionSummary:
@@ -157,77 +231,3 @@ def finish_output(
         seconds=seconds,
         done=not stopped,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"deepencoder": __version__}
-    for name in ("torch", "transformers", "pillow", "pypdfium2", "pyarrow", "datasets"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-@contextmanager
-def lock_output(output: Path) -> Iterator[None]:
-    """Keep other runs away from a folder, which is created if it is missing. The first process of a run calls this.
-
-    Raises:
-        `ValueError`: another run uses the folder, or a process that outlived its run.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    with _lock(output / LOCK):
-        for path in output.glob(f"{LOCK}-*"):  # Processes of other ranks hold these.
-            with _lock(path):
-                pass
-        yield
-
-
-@contextmanager
-def lock_rank(output: Path, rank: int) -> Iterator[None]:
-    """Show that a process other than the first of a run uses a folder.
-
-    Raises:
-        `ValueError`: a process of the same rank uses it.
-    """
-    with _lock(output / f"{LOCK}-{rank:05d}"):
-        yield
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(WeakFileLock(path, timeout=LOCK_TIMEOUT))
-        except Timeout as error:
-            raise ValueError(f"output {path.parent} is in use by another run.") from error
-        yield
-
-
-def _make_card(settings: ExtractionSettings) -> str:
-    lines = [
-        "---",
-        "tags:",
-        "- deepencoder",
-        "- feature-extraction",
-        "configs:",
-        "- config_name: default",
-        "  data_files: data/*.parquet",
-        "---",
-        "",
-        "# Features of pages",
-        "",
-        f"Computed by {settings.model} ({settings.commit}) in mode {settings.mode} and kept as {settings.dtype}.",
-        FORMATS[settings.format],
-        "",
-        *(f"- `{name}`: {OUTPUTS[name].summary}." for name in settings.outputs),
-        "- `source` and `page` (from 0) name the page; `width` and `height` are its size in pixels, `grid` the",
-        "  columns and rows of its tiles, `num_tokens` the number of its vision tokens.",
-        "- `model`, `commit` and `mode` are the same in every row.",
-        "- `sha256` is the hash of the page's decoded RGB bytes, row-major.",
-        "",
-        f"Pages that could not be used are listed in `{FAILURES}`, settings and shards in `{MANIFEST}`.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -97,9 +97,43 @@ class _Encoder:
                 rows.append(row)
                 continue
             if self.strict:
-                raise BadPageError(f"{row.page.source}, page {row.page.page}: {row.error}")
+                raise BadPageError(row.failure)
             self.failures.add(row)
         return to_table(rows, self.schema, self.settings.constants)
+
+
+def _count_rows(output: Path) -> int:
+    return sum(int(shard["rows"]) for shard in read_shards(output))
+
+
+def _plan(
+    files: list[str],
+    settings: ExtractionSettings,
+    output: Path,
+    load: Callable[[], tuple[Any, Any]],
+    image_processor: Any,
+    options: RunOptions,
+    actors: int | None,
+) -> Any:
+    """Return the lazy dataset of features, from files to rows."""
+    import ray
+    import ray.data
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    loader = ray.cloudpickle.dumps(PageLoader(image_processor, settings.named_mode))
+    return (
+        ray.data.from_items([{"file": file} for file in files])
+        .flat_map(_Lister(settings, read_finished(output)))
+        .map(_Preparer(loader, options.page_timeout))
+        .map_batches(
+            _Encoder,
+            fn_constructor_args=(settings, output, load, options),
+            batch_size=PAGES_PER_CALL,
+            batch_format="pyarrow",
+            concurrency=actors or gpus or 1,
+            num_gpus=1 if gpus else None,
+        )
+    )
 
 
 def extract_with_ray(
@@ -150,37 +184,3 @@ def extract_with_ray(
             collect_staged(output)
         written, failed = _count_rows(output) - before, len(merge_failures(output)) - failed_before
         return finish_output(output, settings, [(written, failed, False)], time.monotonic() - started)
-
-
-def _plan(
-    files: list[str],
-    settings: ExtractionSettings,
-    output: Path,
-    load: Callable[[], tuple[Any, Any]],
-    image_processor: Any,
-    options: RunOptions,
-    actors: int | None,
-) -> Any:
-    """Return the lazy dataset of features, from files to rows."""
-    import ray
-    import ray.data
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    loader = ray.cloudpickle.dumps(PageLoader(image_processor, settings.named_mode))
-    return (
-        ray.data.from_items([{"file": file} for file in files])
-        .flat_map(_Lister(settings, read_finished(output)))
-        .map(_Preparer(loader, options.page_timeout))
-        .map_batches(
-            _Encoder,
-            fn_constructor_args=(settings, output, load, options),
-            batch_size=PAGES_PER_CALL,
-            batch_format="pyarrow",
-            concurrency=actors or gpus or 1,
-            num_gpus=1 if gpus else None,
-        )
-    )
-
-
-def _count_rows(output: Path) -> int:
-    return sum(int(shard["rows"]) for shard in read_shards(output))

@@ -123,7 +123,7 @@ class RunOptions:
     count: bool = True
 
 
-def _gather_nothing(value: Any) -> Sequence[Any]:
+def _gather_own(value: Any) -> Sequence[Any]:
     return [value]
 
 
@@ -139,7 +139,7 @@ class ProcessGroup:
 
     rank: int = 0
     world_size: int = 1
-    gather: Callable[[Any], Sequence[Any]] = _gather_nothing
+    gather: Callable[[Any], Sequence[Any]] = _gather_own
 
 
 @dataclass
