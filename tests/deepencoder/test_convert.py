@@ -1,4 +1,4 @@
-"""The command line's convert, and what the other commands make of a checkpoint of other code."""
+"""`deepencoder convert`, and how the other commands treat checkpoints of other code."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_convert(cli: Any, original: tuple[Path, Any], example_page: Path, tmp_p
     assert "2 others are not a part of the encoder" in out
     facts = json.loads(report.read_text())
     assert facts["initialized"] == []
-    if "has no Unlimited-OCR" not in out:  # transformers before 5.23
+    if "has no Unlimited-OCR" not in out:  # Versions of transformers before 5.23 have no class to compare with.
         assert "fused tokens differ by at most" in out and "vision tokens differ by at most" in out
         assert facts["verification"]["outputs"]["vision tokens"]["max_difference"] < 1e-5
     assert facts["unused"] == dict.fromkeys(OTHER_TENSORS, "not a part of the encoder")
@@ -82,7 +82,7 @@ def test_mistakes(cli: Any, original: tuple[Path, Any], tmp_path: Path) -> None:
         ((tmp_path / "ours", target), "already: from_pretrained loads it"),
         ((folder, target, tmp_path / "third"), "SOURCE TARGET, or --to"),
         (("--to", "deepseek-ocr", folder, target), "SOURCE TARGET, or --to"),
-        (("--to", "sam", tmp_path / "ours", folder, target), "has the layout DeepSeek-OCR ('deepseek-ocr'), not 'sam'"),
+        (("--to", "sam", tmp_path / "ours", folder, target), "layout DeepSeek-OCR ('deepseek-ocr'), not 'sam'"),
         ((folder, target, "--report", "report.txt"), "--report must end in .json"),
         ((folder, target, "--hidden-act", "nonsense"), "hidden_act"),
     ):
