@@ -1,4 +1,4 @@
-"""Checkpoints of other code: what they hold, our models made from them, and the way back."""
+"""Checkpoints of other code: recognise, convert and verify them, write encoders back, and export models."""
 
 from typing import TYPE_CHECKING
 

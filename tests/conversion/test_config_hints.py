@@ -7,19 +7,11 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from deepencoder import (
-    ClipVisionEncoder,
-    ClipVisionEncoderConfig,
-)
+from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig
 from deepencoder.conversion.converter import convert_checkpoint
 
 from ..conftest import randomize
-from .samples import (
-    VALUES,
-    build,
-    layout_of,
-    state_dict_there,
-)
+from .samples import VALUES, build, layout_of, state_dict_there
 
 DEEPSEEK_OCR = layout_of("deepseek-ocr")
 

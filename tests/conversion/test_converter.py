@@ -7,9 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepencoder import (
-    DeepEncoder,
-)
+from deepencoder import DeepEncoder
 from deepencoder.configuration.atomic_files import new_folder
 from deepencoder.conversion.checkpoint import open_checkpoint
 from deepencoder.conversion.converter import convert_checkpoint, save_converted
@@ -17,14 +15,7 @@ from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.layouts import LAYOUTS, Layout, recognize
 from deepencoder.conversion.report import NOT_A_PART
 
-from .samples import (
-    OTHER_TENSORS,
-    assert_same,
-    build,
-    inputs_of,
-    layout_of,
-    state_dict_there,
-)
+from .samples import OTHER_TENSORS, assert_same, build, inputs_of, layout_of, state_dict_there
 
 DEEPSEEK_OCR = layout_of("deepseek-ocr")
 
@@ -36,7 +27,7 @@ def test_every_layout_comes_back_bit_for_bit(layout: Layout, prefix: str, tmp_pa
     model = build(layout)
     tensors = state_dict_there(model, layout, prefix)
     others = OTHER_TENSORS if layout.claims != ("",) else {}
-    # transformers' ViT has blocks by the name that DeepSeek-OCR's language model has.
+    # Blocks of transformers' ViT have the names of blocks of DeepSeek-OCR's language model.
     others = {name: tensor for name, tensor in others.items() if not name.startswith(f"{prefix}layers.")}
     assert recognize(tensors | others) == (layout, prefix)
     save_file(tensors | others, tmp_path / "model.safetensors")

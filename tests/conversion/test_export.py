@@ -1,4 +1,4 @@
-"""Exported graphs: the numbers of the model, for any batch, in other runtimes."""
+"""Exported graphs give the model's numbers in other runtimes, for batches of any size."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..conftest import randomize
 from .samples import build, layout_of
 
 onnxruntime = pytest.importorskip("onnxruntime")
-# The time of an export grows with the number of blocks: one windowed, one global and one of CLIP's suffice.
+# Exporting takes time for each block: one windowed block, one global block and one of CLIP suffice.
 SAM = SamEncoderConfig.tiny(num_hidden_layers=2)
 CLIP = ClipVisionEncoderConfig.tiny(num_hidden_layers=1, image_size=256, patch_size=SAM.total_stride)
 TOWER: dict[str, Any] = {"num_hidden_layers": 1}
@@ -35,7 +35,7 @@ HALVES = {
 
 @pytest.fixture
 def shallow_model() -> DeepEncoder:
-    """A DeepEncoder with as few blocks as have every kind."""
+    """A DeepEncoder with one block of each kind."""
     model = randomize(DeepEncoder(DeepEncoderConfig(sam_config=SAM, clip_config=CLIP, projection_dim=48)))
     assert isinstance(model, DeepEncoder)
     return model

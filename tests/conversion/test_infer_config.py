@@ -22,7 +22,7 @@ def test_blocks_that_cannot_be_told_apart() -> None:
     model = build(layout_of("sam"))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for index in range(3):
-        shapes[f"layers.{index}.attn.rel_pos_h"] = (15, 16)  # 2 * 8 - 1, as the map has 8 rows
+        shapes[f"layers.{index}.attn.rel_pos_h"] = (15, 16)  # 2 * 8 - 1: the map has 8 rows.
     with pytest.raises(ValueError, match="cannot be told apart"):
         sam_config_from_shapes(shapes, {})
     config = sam_config_from_shapes(shapes, {"window_size": 8, "global_attn_indexes": [1]})

@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from deepencoder import (
-    DeepEncoderImageProcessor,
-)
+from deepencoder import DeepEncoderImageProcessor
 from deepencoder.conversion.from_original import convert_to_folder
 
-from .samples import (
-    write_checkpoint,
-)
+from .samples import write_checkpoint
 
 BASE = {"height": 1024, "width": 1024}
 UNLIMITED = {"image_processor_type": "UnlimitedOcrImageProcessor", "size": BASE, "max_patches": 32, "tile_size": 640}

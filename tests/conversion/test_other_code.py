@@ -1,5 +1,8 @@
-"""Checkpoints that other code made, and the numbers that it computes with them: transformers' own classes, which write
-and read their files themselves, and small independent implementations of OpenAI's CLIP and of timm's ViT."""
+"""Checkpoints of other code, compared with the numbers that the other code computes.
+
+The peers are transformers' own classes, which write and read their files themselves, and small independent
+implementations of OpenAI's CLIP and timm's ViT.
+"""
 
 import importlib
 import json
@@ -57,7 +60,7 @@ def module_of(name: str) -> Any:
 
 
 def convert_saved(peer: Any, folder: Path, naming: str) -> Conversion:
-    """Convert what `save_pretrained` writes, or the names that the peer has in memory."""
+    """Convert the files that `save_pretrained` writes, or tensors with the names that the peer has in memory."""
     if naming == "files":
         peer.save_pretrained(folder, max_shard_size="200KB")
         assert len(list(folder.glob("*.safetensors"))) > 1
@@ -124,7 +127,7 @@ def test_got_ocr_2(naming: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_fields_that_a_file_leaves_out_are_transformers_defaults(tmp_path: Path) -> None:
-    """transformers 4 wrote what differs from its defaults only."""
+    """transformers 4 wrote only the fields that differ from its defaults."""
     peer: Any = randomize(
         transformers.CLIPVisionModel(transformers.CLIPVisionConfig(num_hidden_layers=1, hidden_act="gelu"))
     )
@@ -219,7 +222,7 @@ class OpenAIBlock(nn.Module):
 
 
 class OpenAITower(nn.Module):
-    """CLIP's image tower, as its paper and its checkpoints' names describe it; `(tokens, batch, width)` inside."""
+    """CLIP's image tower, after its paper and the names in its checkpoints. Inside: `(tokens, batch, width)`."""
 
     def __init__(self, width: int = 48, heads: int = 4, layers: int = 2) -> None:
         super().__init__()
@@ -260,7 +263,7 @@ def test_clip_by_openai(kind: str, tmp_path: Path) -> None:
         torch.save(peer.state_dict(), path)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and what CLIP was published in
+            warnings.simplefilter("ignore")  # TorchScript is deprecated, but CLIP was published in it.
             torch.jit.save(torch.jit.trace(peer, pixels), path)
     conversion = convert_checkpoint(path, num_attention_heads=4)
     assert isinstance(conversion.model, ClipVisionEncoder) and conversion.report.initialized == []
@@ -286,7 +289,7 @@ class TimmBlock(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """A plain ViT, by the names that timm's checkpoints have."""
+    """A plain ViT with the names of timm's checkpoints."""
 
     def __init__(self, width: int = 48, heads: int = 4, layers: int = 2) -> None:
         super().__init__()

@@ -8,20 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepencoder import (
-    DeepEncoder,
-    DeepEncoderConfig,
-)
+from deepencoder import DeepEncoder, DeepEncoderConfig
 from deepencoder.conversion.checkpoint import Checkpoint, open_checkpoint
 from deepencoder.conversion.converter import convert_checkpoint
 from deepencoder.conversion.planning import plan_conversion
 
-from .samples import (
-    OTHER_TENSORS,
-    build,
-    layout_of,
-    state_dict_there,
-)
+from .samples import OTHER_TENSORS, build, layout_of, state_dict_there
 
 DEEPSEEK_OCR = layout_of("deepseek-ocr")
 
@@ -66,7 +58,7 @@ def test_fields_that_are_no_values(value: Any, tmp_path: Path) -> None:
 
 
 def test_the_full_size_layout_of_deepseek_ocr(tmp_path: Path) -> None:
-    """401,372,160 parameters in, 400,770,048 out."""
+    """The original has 401,372,160 parameters, the model 400,770,048: it has no CLIP patch embedding."""
     with torch.device("meta"):
         model = DeepEncoder(DeepEncoderConfig())
         tensors = state_dict_there(model, DEEPSEEK_OCR, "model.")
@@ -80,7 +72,7 @@ def test_the_full_size_layout_of_deepseek_ocr(tmp_path: Path) -> None:
     content = json.dumps(header).encode()
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
-        file.truncate(8 + len(content) + place)  # a hole: zeros that take no room on the disk
+        file.truncate(8 + len(content) + place)  # A sparse file: its zeros take no space on the disk.
     assert plan_conversion(open_checkpoint(tmp_path)).config.to_dict() == DeepEncoderConfig().to_dict()
     conversion = convert_checkpoint(tmp_path)
     assert conversion.model.num_parameters() == 400_770_048

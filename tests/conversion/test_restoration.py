@@ -1,4 +1,4 @@
-"""The way back: a copy of the original with our encoder in it, and not another byte changed."""
+"""Copies of an original that contain our encoder: no other byte changes."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ OTHERS = {"lm_head.weight": torch.randn(50, 3), "model.a.weight": torch.randn(7)
 
 
 def write_original(folder: Path, layout: Layout, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Write a sharded checkpoint with other tensors, other files and a folder in it; returns the encoder."""
+    """Write a sharded checkpoint with further tensors and files; return its encoder."""
     model = build(layout)
     tensors = {name: tensor.to(dtype) for name, tensor in state_dict_there(model, layout, "model.").items()}
     tensors = dict(sorted((tensors | OTHERS).items()))
@@ -48,7 +48,7 @@ def all_files(folder: Path) -> dict[str, bytes]:
 
 
 def other_bytes(path: Path, encoder: set[str]) -> bytes:
-    """A safetensors file with zeros where the encoder's tensors are."""
+    """Return the bytes of a safetensors file, with zeros for the encoder's tensors."""
     content = bytearray(path.read_bytes())
     for name, tensor in open_file(path).items():
         if name in encoder:
