@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .encoding import PageFeatures
 
-__all__ = ["feature_fields", "page_schema", "to_arrow", "to_table"]
+__all__ = ["feature_fields", "list_sizes", "page_schema", "to_arrow", "to_table"]
 
 
 def feature_fields(

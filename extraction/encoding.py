@@ -63,7 +63,7 @@ class PageFeatures:
         return f"{self.page.source}, page {self.page.page}: {self.error}"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Return whether torch raises this error when an allocation fails, on a CPU or an accelerator."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -195,7 +195,7 @@ class PageEncoder:
         try:
             return self._launch(images)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             # The halves are encoded after this block, as the exception keeps the batch's tensors alive.
         if torch.cuda.is_available():

@@ -17,9 +17,10 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from ..configuration import DeepEncoderConfig
+
 __all__ = ["IdentifiedModel", "identify_model"]
 
-MODEL_TYPE = "deepencoder"
 HASHED_FILES = (
     "*.safetensors",
     "*.bin",
@@ -93,9 +94,9 @@ class IdentifiedModel:
             `ValueError`: the model is not a DeepEncoder.
         """
         config = AutoConfig.from_pretrained(self.name, **self._options)
-        if config.model_type != MODEL_TYPE:
+        if config.model_type != DeepEncoderConfig.model_type:
             raise ValueError(
-                f"model must be a {MODEL_TYPE!r}, got a {config.model_type!r}: {self.name!r}. "
+                f"model must be a {DeepEncoderConfig.model_type!r}, got a {config.model_type!r}: {self.name!r}. "
                 "`deepencoder convert` turns checkpoints of other code into one."
             )
         return config

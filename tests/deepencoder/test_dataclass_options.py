@@ -1,6 +1,7 @@
-"""Commands whose options are the fields of a dataclass."""
+"""Options of a command as the fields of a dataclass."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated
 
 import typer
@@ -9,38 +10,44 @@ from typer.testing import CliRunner
 from deepencoder.commands.dataclass_options import takes_options
 
 
+class Colour(str, Enum):
+    red = "red"
+    blue = "blue"
+
+
 @dataclass(frozen=True)
-class Options:
-    names: Annotated[list[str], typer.Argument(help="Names to greet.")]
-    greeting: Annotated[str, typer.Option("--greeting", "-g", help="Word before each name.")] = "Hello"
-    times: Annotated[int, typer.Option(help="How often to greet.")] = 1
+class PaintOptions:
+    rooms: Annotated[list[str], typer.Argument(metavar="ROOM...")]
+    colour: Annotated[Colour, typer.Option("--colour", "-c", help="Colour of the walls.")] = Colour.red
+    coats: Annotated[int | None, typer.Option(help="Number of coats.")] = None
+    varnish: bool = False
 
 
-@takes_options(Options)
-def greet(options: Options) -> None:
-    """Greet people."""
-    assert isinstance(options, Options)
-    for name in options.names * options.times:
-        print(options.greeting, name)
+received: list[PaintOptions] = []
+
+
+@takes_options(PaintOptions)
+def paint(options: PaintOptions) -> None:
+    """Paint some rooms."""
+    received.append(options)
 
 
 def run(*arguments: str) -> tuple[int, str]:
     app = typer.Typer()
-    app.command()(greet)
-    result = CliRunner().invoke(app, list(arguments))
+    app.command()(paint)
+    result = CliRunner().invoke(app, arguments)
     return result.exit_code, result.output
 
 
 def test_fields_become_arguments_and_options() -> None:
-    assert run("Ada", "Alan") == (0, "Hello Ada\nHello Alan\n")
-    assert run("Ada", "-g", "Bye", "--times", "2") == (0, "Bye Ada\nBye Ada\n")
+    assert run("hall", "attic", "-c", "blue", "--coats", "2", "--varnish")[0] == 0
+    assert received.pop() == PaintOptions(["hall", "attic"], Colour.blue, 2, True)
+    assert run("hall")[0] == 0
+    assert received.pop() == PaintOptions(["hall"])
 
 
-def test_a_field_without_a_default_is_required() -> None:
-    assert run()[0] == 2
-    assert run("Ada", "--times", "often")[0] == 2
-
-
-def test_help_shows_the_docstring_and_the_fields() -> None:
-    code, out = run("--help")
-    assert code == 0 and all(words in out for words in ("Greet people.", "Names to greet.", "--greeting", "How often"))
+def test_help_and_errors_are_those_of_a_function() -> None:
+    code, text = run("--help")
+    assert code == 0
+    assert all(words in text for words in ("Paint some rooms.", "ROOM...", "--colour", "Colour of the walls.", "red"))
+    assert run()[0] == run("hall", "--colour", "green")[0] == 2 and not received

@@ -1,4 +1,4 @@
-"""`deepencoder extract`, in real processes that are really killed, and in this one."""
+"""`deepencoder extract`, in processes that are killed at any moment, and in this process."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Any]:
-    """What a run gives that nobody disturbs."""
+    """The features of a run that nothing interrupts."""
     output = tmp_path_factory.mktemp("undisturbed") / "output"
     done = run(command(corpus, model, output))
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def expected(model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def command(corpus: Path, model: Path, output: Path, *more: str) -> list[str]:
-    # Shards of four pages: a run is interrupted between many of them.
+    # Shards of four pages, so that a run is interrupted between many of them.
     size = ["--shard-size", "256B", "--batch-size", "4"]
     return ["extract", str(corpus), "--output", str(output), "--model", str(model), *size, *more]
 
@@ -61,7 +61,7 @@ def run(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess[str
 
 
 def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
-    """In a group of its own, to which Ctrl-C goes as in a terminal."""
+    """Start a process in a process group of its own, which receives Ctrl-C as in a terminal."""
     whole = [sys.executable, *launcher, "-m", "deepencoder", *arguments]
     return subprocess.Popen(
         whole,
@@ -74,7 +74,7 @@ def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
 
 
 def rows_of(output: Path) -> dict[tuple[str, int], Any]:
-    """Read every shard; a page that is there twice is a mistake."""
+    """Read every shard, and check that no page appears twice."""
     found: dict[tuple[str, int], Any] = {}
     for path in sorted((output / "data").glob("part-*.parquet")):
         for row in pyarrow.parquet.read_table(path).to_pylist():
@@ -108,8 +108,8 @@ def test_killed_at_any_moment_it_goes_on(
         wait_for_shards(output, shards, process)
         time.sleep(pause)
         process.kill()
-        process.communicate(timeout=20)  # its workers hold the other ends of these pipes: they end, too
-        rows_of(output)  # no shard is damaged, no page there twice
+        process.communicate(timeout=20)  # returns only once the worker processes, which hold the pipes too, have ended
+        rows_of(output)  # no shard is damaged and no page appears twice
     before = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("part-*")}
     assert len(before) < len(expected) / 4
     done = run(command(corpus, model, output, "--workers", "2"))
@@ -127,7 +127,7 @@ def test_an_interrupted_run_writes_what_it_has(
     output = tmp_path / "output"
     arguments = ["extract", str(corpus), "-o", str(output), "-m", str(model), "--batch-size", "4", "--workers", "2"]
     process = start([*arguments, "--shard-size", "10KB"])
-    # Shards of 160 pages: only the interruption finishes the one that was begun.
+    # Shards of 160 pages, so that only the interruption closes the first one.
     for _ in range(6000):
         if (output / "data").is_dir():
             break
@@ -150,14 +150,14 @@ def test_accelerate_shares_the_corpus(
     model: Path, corpus: Path, expected: dict[tuple[str, int], Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    # Its --cpu is for MPI; --multi_gpu starts processes, and --device puts them on the CPU.
+    # accelerate's --cpu is for MPI. --multi_gpu starts the processes, and our --device puts them on the CPU.
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     arguments = command(corpus, model, output, "--json", "--workers", "0", "--device", "cpu")
     process = start(arguments, *launcher)
     wait_for_shards(output, 6, process)
     children = psutil.Process(process.pid).children(recursive=True)
-    for each in (*children, process):  # its processes have groups of their own
+    for each in (*children, process):  # accelerate starts its processes in groups of their own
         each.kill()
     process.communicate(timeout=20)
     assert 0 < len(rows_of(output)) < COUNT
@@ -171,7 +171,7 @@ def test_accelerate_shares_the_corpus(
     assert ranks == {"00000", "00001"}
     manifest = json.loads((output / "manifest.json").read_bytes())
     assert manifest["done"] and sum(shard["rows"] for shard in manifest["shards"]) == COUNT
-    again = run(command(corpus, model, output, "--device", "cpu"))  # one process, and nothing left for it
+    again = run(command(corpus, model, output, "--device", "cpu"))  # a single process, with nothing left to do
     assert again.returncode == 0 and "Nothing to do" in again.stdout
 
 
@@ -261,7 +261,7 @@ def test_half_precision_that_is_slow_here_is_told(
 
     assert says_so("a", "--model", half)
     assert not says_so("b", "--model", model)
-    assert not says_so("c", "--model", half, "--model-dtype", "bfloat16")  # as it was asked for
+    assert not says_so("c", "--model", half, "--model-dtype", "bfloat16")  # the user chose the dtype
     units["amx_bf16"] = True
     assert not says_so("d", "--model", half)
 

@@ -40,7 +40,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 def own_features(folder: Path, image: Any) -> dict[str, np.ndarray]:
-    """What the model says of one image, without any of our batches."""
+    """Return the outputs for one image from the model and the image processor alone."""
     model, processor = load_once(folder)
     with torch.no_grad():
         found = model(**processor(image, return_tensors="pt"))
@@ -110,7 +110,7 @@ def extract(
 
 
 def alone(rank: int, world_size: int, gathered: list[Any] | None = None) -> ProcessGroup:
-    """One process of several, which believes that the others run and have nothing to say."""
+    """Return one process of several, as if the others ran and had nothing to report."""
 
     def gather(value: Any) -> list[Any]:
         if gathered is not None:

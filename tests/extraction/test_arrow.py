@@ -1,4 +1,4 @@
-"""Arrow columns: their declared types, and arrays laid out in them."""
+"""Arrow columns: their declared types, and how arrays become columns."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Batches: cut by the budget, in order, with the pages that failed among them."""
+"""Batches: how the budget cuts them, and how failed pages travel with them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Features: equal to the model's own, in order, whatever happens to single pages and however batches are cut."""
+"""Encoding pages: features equal the model's own and keep their order, even if pages fail or batches do not fit."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ FIRST_HEIGHT = 100
 
 
 def list_numbered_pages(folder: Path, count: int) -> list[Page]:
-    """Write pages whose heights tell their numbers, and list them."""
+    """Write pages whose heights encode their numbers, and list them."""
     folder.mkdir()
     for number in range(count):
         picture(number, (90, FIRST_HEIGHT + number)).save(folder / f"{number}.png")
@@ -32,7 +32,7 @@ def list_numbered_pages(folder: Path, count: int) -> list[Page]:
 
 
 class Dangerous(DeepEncoderImageProcessor):
-    """Does what decoders do, to pages of some numbers: it kills its process, each time or once, hangs, or raises."""
+    """Fails on chosen pages as decoders do: it kills its process every time or once, hangs, or raises."""
 
     deadly = deadly_once = slow = unable = -1
     once = Path()
@@ -52,7 +52,7 @@ class Dangerous(DeepEncoderImageProcessor):
 
 
 def test_features_that_the_dtype_cannot_hold_fail(fixed: Path, tmp_path: Path) -> None:
-    """65,504 is float16's last word: no infinity is written down."""
+    """float16 ends at 65,504; no infinity is written."""
     model, processor = load(fixed)
     image = prepare_image(picture(0), processor)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_the_next_batch_is_launched_before_features_are_taken(
         stop=lambda: stops and len(taken) >= 2,
     ):
         taken.append(row.page.index)
-    # Pages that had been taken at each launch; what was launched before a stop is given.
+    # Number of pages that were taken before each launch. Batches launched before a stop are still given.
     expected = {0: [0, 2, 4, 6], 1: [0, 0, 2, 4]}[ahead]
     assert launched == (expected[: 1 + ahead] if stops else expected)
     assert taken == list(range(2 * len(launched)))
@@ -138,11 +138,11 @@ def test_the_iterator_keeps_order_and_failures(
         assert row.num_tokens == len(row.outputs["vision_tokens"]) == len(expected["vision_tokens"])
         for name in tuple(OUTPUTS):
             np.testing.assert_allclose(row.outputs[name], expected[name], atol=2e-5)
-    assert len(grids) > 2  # tiles of many kinds in one batch
+    assert len(grids) > 2  # one batch holds pages with different tile grids
 
 
 def test_a_page_that_kills_its_process_fails_and_no_other(fixed: Path, tmp_path: Path) -> None:
-    """As a decoder's segmentation fault does each time, and the kernel out of memory perhaps once."""
+    """A segmentation fault happens at every try, while the kernel may kill a process for memory only once."""
     pages, before = list_numbered_pages(tmp_path / "a", 8), multiprocessing.active_children()
     processor = Dangerous.from_pretrained(fixed)
     processor.deadly, processor.deadly_once, processor.once = 3, 5, tmp_path / "once"
@@ -209,7 +209,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     fixed: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     model, processor = load(fixed)
-    if type(error) is RuntimeError:  # torch's own, of its CPU allocator
+    if type(error) is RuntimeError:  # the error that torch's CPU allocator raises
         with pytest.raises(RuntimeError) as caught:
             torch.empty(1 << 60)
         error = caught.value
@@ -218,7 +218,7 @@ def test_a_batch_that_does_not_fit_is_halved(
 
     def limited(pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         sizes.append(len(pixel_values))
-        if len(pixel_values) > 2 or (pixel_values[:, 0, 0, 0] == 1).any():  # white does not fit at all
+        if len(pixel_values) > 2 or (pixel_values[:, 0, 0, 0] == 1).any():  # a white image does not fit even alone
             raise error
         return forward(pixel_values, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Features through datasets.map: the model's own, typed as declared, cached, in processes and streams."""
+"""Features through datasets.map: they equal the model's own, have the declared types and are cached."""
 
 import os
 import pickle
@@ -62,10 +62,10 @@ def test_processes_streams_and_pickles_give_the_same(fixed: Path, tmp_path: Path
 
 
 def test_a_second_map_is_read_from_the_cache(fixed: Path, tmp_path: Path) -> None:
-    """In another process, too; and other weights are another map."""
+    """This holds across processes, and different weights give a different fingerprint."""
     first = FeatureExtractor(fixed)
     fingerprint = Hasher.hash(first)
-    first({"image": [picture(0)]})  # its model is loaded now
+    first({"image": [picture(0)]})  # this loads the model
     assert first._encoder is not None and Hasher.hash(first) == fingerprint
     assert Hasher.hash(FeatureExtractor(fixed)) == fingerprint
     assert Hasher.hash(FeatureExtractor(fixed, outputs=("tokens",))) != fingerprint

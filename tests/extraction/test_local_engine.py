@@ -1,4 +1,4 @@
-"""A corpus into shards, in this process: what is written, what is left for another run, and how runs share it."""
+"""Extraction in this process: what is written, what is left to later runs, and how processes share a corpus."""
 
 import json
 import os
@@ -59,7 +59,8 @@ def test_shards_hold_what_the_model_says(load_tiled: Load, tmp_path: Path) -> No
         found = np.stack(row["vision_tokens"])
         np.testing.assert_allclose(found, expected.vision_tokens[0], atol=8e-3)
     assert not pages
-    assert len(set(opened["sha256"])) == 8  # archive and table hold the first two pictures again, the PDF its own
+    # The archive and the table repeat the first two pictures; the PDF has its own.
+    assert len(set(opened["sha256"])) == 8
     manifest = json.loads((output / "manifest.json").read_bytes())
     assert manifest["done"] and manifest["pages"] == 12 and manifest["settings"]["outputs"] == list(OUTPUTS)
     for shard in manifest["shards"]:
@@ -102,7 +103,7 @@ def test_a_glob_does_not_match_the_output_itself(load: Load, tmp_path: Path) -> 
 
 
 def test_a_refusal_ends_every_process(load: Load, tmp_path: Path) -> None:
-    """Else those that wait for the first one would wait for days."""
+    """Otherwise the processes that wait for the first one would wait for days."""
     write_pictures(tmp_path / "corpus", 2)
     output = tmp_path / "output"
     output.mkdir()
@@ -133,7 +134,7 @@ def test_strict_ends_at_the_first_bad_page(load: Load, tmp_path: Path) -> None:
         extract(settings(corpus), output, load, strict=True)
     assert [Path(name).name for name, _ in names_of(output)] == ["00000.png", "00001.png"]
     assert not (output / "failures.jsonl").exists()
-    with pytest.raises(BadPageError):  # it is not taken for done
+    with pytest.raises(BadPageError):  # the page does not count as done
         extract(settings(corpus), output, load, strict=True)
     assert extract(settings(corpus), output, load).pages == 3
 
@@ -144,7 +145,7 @@ def test_processes_share_a_corpus_and_any_number_goes_on(load: Load, tmp_path: P
     extract(settings(corpus), output, load, stop=stop, shard_size=64, batch_size=4)
     some = len(rows_of(output))
     assert 0 < some < 50 and not json.loads((output / "manifest.json").read_bytes())["done"]
-    for rank in (1, 2):  # one after the other, each believing that the others run
+    for rank in (1, 2):  # one after the other, each as if the others were running
         gathered: list[Any] = []
         extract(settings(corpus), output, load, alone(rank, 3, gathered), shard_size=64 * 5, workers=0)
         assert gathered[1][0] > 0
@@ -159,7 +160,7 @@ def test_processes_share_a_corpus_and_any_number_goes_on(load: Load, tmp_path: P
 def test_files_that_come_while_processes_list_are_done_once(load: Load, tmp_path: Path) -> None:
     corpus, output = write_pictures(tmp_path / "corpus", 40), tmp_path / "output"
     before = list_pages_of(corpus)
-    for rank in (0, 1):  # of two, one after the other; the second finds more
+    for rank in (0, 1):  # two processes, one after the other; the second one finds more files
         extract(settings(corpus), output, load, alone(rank, 2), workers=0)
         for number in range(20):
             picture(100 + number).save(corpus / f"0-{number}.png")
@@ -179,7 +180,7 @@ def test_an_error_while_listing_keeps_what_was_written(load: Load, tmp_path: Pat
     facts = asdict(settings(corpus))
     with pytest.raises(ConnectionError):
         extract(Interrupted(**facts), output, load, workers=0, count=False, batch_size=1)
-    assert len(rows_of(output)) == 2  # the third waited for its batch
+    assert len(rows_of(output)) == 2  # the third page was still waiting for its batch
 
 
 def test_a_stop_ends_the_counting_too(tmp_path: Path) -> None:
@@ -208,12 +209,12 @@ def test_a_stop_writes_what_there_is(load: Load, tmp_path: Path) -> None:
         stop=lambda: bool(seen),
         on_progress=lambda progress: seen.append(progress.written),
     )
-    assert not summary.done and len(rows_of(output)) == summary.written == 4  # the batch at hand, and no more
+    assert not summary.done and len(rows_of(output)) == summary.written == 4  # the current batch and no more
     assert extract(settings(corpus), output, load).pages == 12
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """A smaller version of a run over 10,000 pages, of mixed sizes."""
+    """A small version of a run over 10,000 pages of mixed sizes."""
     corpus, output = tmp_path / "corpus", tmp_path / "output"
     model = save_model(tmp_path / "model", side=64)
     corpus.mkdir()

@@ -1,4 +1,4 @@
-"""The identity of a model: the commit on the Hub, or a hash of what the files hold."""
+"""The identity of a model: its commit on the Hub, or a hash of its files."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_a_model_on_the_hub_is_loaded_at_the_commit_that_names_it(
     assert model.identity == identify_model("user/encoder", "main") == COMMIT
     newer = hub.commit("user/encoder", "main", {"config.json": b"nonsense"})
     assert identify_model("user/encoder") == newer
-    # The branch has moved on, and what was identified is loaded all the same.
+    # The branch has moved on, but the identified commit is still the one that is loaded.
     assert model.load_config().model_type == "deepencoder"
     assert model.load_image_processor().size["height"] == 128
     assert model.load().config.projection_dim == 48

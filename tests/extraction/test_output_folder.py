@@ -1,4 +1,4 @@
-"""The output folder: which runs it takes, one at a time, and what it says of itself."""
+"""The output folder: which runs it accepts, one at a time, and how it describes itself."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_an_output_has_one_run_at_a_time(load: Load, tmp_path: Path) -> None:
     extract(settings(corpus), output, load, on_progress=run_another)
     assert len(refused) == 2 and len(rows_of(output)) == 2
 
-    # A process of another rank that outlived the first one still writes.
+    # A process of another rank may outlive the first process and still write.
     write_pictures(corpus, 30)
     extract(settings(corpus), output, load, alone(1, 2), on_progress=run_another)
     assert len(refused) > 2
@@ -90,7 +90,7 @@ def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:
     summary = extract(settings(corpus), output, load)
     assert summary.pages == 3 and summary.failed == 1 and summary.written == 0
     assert sorted(path.name for path in (output / "data").iterdir()) == [shard.name]
-    # What Ray finished and did not move is moved by either engine, before it could be done again.
+    # Either engine moves the complete files that Ray left, so that their pages are not extracted again.
     (output / ".ray").mkdir()
     shard.replace(output / ".ray" / shard.name)
     (output / ".ray" / "half.parquet").write_bytes(b"PAR1")
@@ -100,7 +100,7 @@ def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(ValueError, match="part-.*.parquet is damaged"):
         extract(settings(corpus), output, load)
-    shard.unlink()  # as it says
+    shard.unlink()  # as the message says
     assert extract(settings(corpus), output, load).written == 3
 
 

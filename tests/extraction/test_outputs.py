@@ -1,4 +1,4 @@
-"""The table of outputs: what each row takes from the model's output, and what it says about its shape."""
+"""The table of outputs: what each row takes from the model's output, and the shape it declares."""
 
 from pathlib import Path
 from typing import Any

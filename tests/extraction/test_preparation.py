@@ -1,4 +1,4 @@
-"""Pages as the views that the model sees: in bytes, with the image processor's own pixels."""
+"""Preparation: pages become views in bytes, with exactly the image processor's pixels."""
 
 import pickle
 from pathlib import Path

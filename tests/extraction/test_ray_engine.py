@@ -1,4 +1,4 @@
-"""Ray Data as the engine of an extraction: the same rows, with a killed actor, a bad page, and runs after it."""
+"""Extraction with Ray Data: the same rows as the local engine, despite killed actors and bad pages."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def make_settings(corpus: Path) -> ExtractionSettings:
 
 
 class Load:
-    """Makes the model. With a file as marker, the process dies once, when it has encoded some pages."""
+    """Makes the model. With a marker file, the process dies once after it has encoded some pages."""
 
     def __init__(self, marker: Path | None = None) -> None:
         self.marker = marker
@@ -78,7 +78,7 @@ class Load:
 
 
 class Deadly(DeepEncoderImageProcessor):
-    """One page kills the process that prepares it, as a decoder's segmentation fault does, and one takes forever."""
+    """One page kills the process that prepares it, as a segmentation fault does, and one never ends."""
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         if images.height == 43:
@@ -103,7 +103,7 @@ def run(
 def rows(output: Path) -> dict[tuple[str, int], Any]:
     table = pyarrow.parquet.read_table(output / "data")
     found = {(row["source"], row["page"]): row for row in table.to_pylist()}
-    assert len(found) == len(table), "a page is there twice"
+    assert len(found) == len(table), "a page appears twice"
     return found
 
 
@@ -119,7 +119,8 @@ def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp
     assert [json.loads(line)["source"] for line in failures] == [str(corpus / "broken.png")]
     assert not list((tmp_path / "ray").glob(".ray/**/*.parquet"))
 
-    # Half a file of a killed run, a finished one that was not yet moved, and a new page. Either engine goes on.
+    # A killed run leaves half a file and a complete one that was not moved, and a page is added. Either engine
+    # continues.
     output = tmp_path / "ray"
     whole = next((output / "data").glob("*.parquet"))
     (output / ".ray" / "half.parquet").write_bytes(whole.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""Settings and options: what they refuse, and what follows from them."""
+"""Settings and options: which values they refuse, and what they derive."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Shards: what they hold in each dtype and format, and what is left of one that cannot be written."""
+"""Shards: their content in each dtype and format, and what remains of one that cannot be written."""
 
 import os
 import resource
@@ -46,7 +46,7 @@ def test_dtypes_and_formats(load: Load, tmp_path: Path, dtype: str) -> None:
 
 
 def test_a_full_disk_keeps_finished_shards(load: Load, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk; the error comes from the same calls."""
+    """A limit on the size of files stands in for a full disk; the same calls raise the error."""
     corpus, output = write_pictures(tmp_path / "corpus", 20), tmp_path / "output"
     extract(settings(corpus), output, load, shard_size=64, stop=lambda: len(rows_of(output)) > 2)
     before = names_of(output)
@@ -82,7 +82,7 @@ def test_a_shard_is_closed_by_its_size_and_by_its_age(tmp_path: Path) -> None:
         shards = sorted((output / "data").iterdir())
         assert [shard.name for shard in shards] == [f"part-00000-{n:06d}.parquet" for n in range(len(sizes))]
         assert [pyarrow.parquet.read_metadata(shard).num_rows for shard in shards] == sizes
-        # The numbers go on.
+        # A new writer continues the numbers.
         writer = make_writer(output)
         writer.add(features(5))
         writer.close()
@@ -108,6 +108,6 @@ def test_a_page_that_does_not_fit_the_columns_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="shape"):
         writer.finish_shard()
     assert not list((tmp_path / "output" / "data").iterdir())
-    writer.add(features(2))  # it goes on
+    writer.add(features(2))  # the writer can still be used
     writer.close()
     assert [row["page"] for row in rows_of(tmp_path / "output")] == [2]
