@@ -1,7 +1,7 @@
 """Names of a package that are imported when they are first used.
 
 Unusual: importing torch and transformers takes seconds, so neither `import deepencoder` nor the help texts of the
-command line may import a model. PEP 562 lets a package answer for names that it has not imported yet.
+command line may import a model. A package with a `__getattr__` (PEP 562) can offer names that it has not imported yet.
 """
 
 import importlib
@@ -19,8 +19,8 @@ def lazy_attributes(
 
     Args:
         package: the package's `__name__`.
-        modules: for each public name the module that defines it, relative to the package.
-        subpackages: names of folders in the package, which are imported when they are first used, too.
+        modules: for each public name, the module that defines it, relative to the package.
+        subpackages: names of packages in the package, which are also imported when they are first used.
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807
