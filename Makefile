@@ -8,7 +8,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 
 # A second environment with the lowest supported versions. Its torch is the one in .venv, since each version of torch is
-# a large download; TORCH=2.6.0 installs that version instead.
+# a large download; TORCH=2.6.0 installs that version instead. The oldest numpy has wheels for Python 3.10 and 3.11.
 TORCH :=
 LOWEST := .cache/lowest
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("platlib"))

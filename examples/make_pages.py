@@ -65,7 +65,7 @@ def new_page(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> list[str]:
-    """Break text into lines of at most `width` pixels; an empty line parts paragraphs."""
+    """Break text into lines of at most `width` pixels; an empty line separates paragraphs."""
     lines: list[str] = []
     for paragraph in text.split("\n\n"):
         line = ""
@@ -81,7 +81,7 @@ def wrap(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> list[st
 
 
 def write(draw: ImageDraw.ImageDraw, lines: list[str], left: int, top: int, bottom: int, size: int) -> list[str]:
-    """Write lines from `top` down to `bottom`, and return those for which there was no room."""
+    """Write lines from `top` down to `bottom`, and return the lines for which there was no room."""
     step = round(size * 1.4)
     room = (bottom - top) // step
     for index, line in enumerate(lines[:room]):
