@@ -108,17 +108,18 @@ def load_model(source: Source | None, dtype: Dtype, device: "torch.device") -> A
     model = _load_deepencoder(source, dtype).to(device).eval()
     if dtype is Dtype.auto and device.type == "cpu" and _is_slow_here(model.dtype):
         print_warning(
-            f"This processor has no units for the model's {str(model.dtype).removeprefix('torch.')}: "
+            f"This processor has no instructions for the model's {str(model.dtype).removeprefix('torch.')}: "
             "float32 (--dtype of encode, --model-dtype of extract) is several times faster."
         )
     return model
 
 
 def _is_slow_here(dtype: "torch.dtype") -> bool:
-    """Whether this processor is known to lack fast matrix units for a 16-bit dtype; see `benchmarks/precision.py`."""
+    """Whether this processor is known to lack instructions for a 16-bit dtype; see `benchmarks/precision.py`."""
     import torch
 
-    wanted = {torch.bfloat16: {"amx_bf16"}, torch.float16: {"amx_fp16", "avx512_fp16"}}.get(dtype)
+    instructions = {torch.bfloat16: {"amx_bf16", "avx512_bf16"}, torch.float16: {"amx_fp16", "avx512_fp16"}}
+    wanted = instructions.get(dtype)
     # Older versions of torch lack this function.
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return wanted is not None and found.get("architecture") == "x86_64" and not any(map(found.get, wanted))

@@ -262,8 +262,11 @@ def test_half_precision_that_is_slow_here_is_told(
     assert says_so("a", "--model", half)
     assert not says_so("b", "--model", model)
     assert not says_so("c", "--model", half, "--model-dtype", "bfloat16")  # the user chose the dtype
-    units["amx_bf16"] = True
-    assert not says_so("d", "--model", half)
+    for name in ("amx_bf16", "avx512_bf16"):
+        assert not units.get(name)
+        units[name] = True
+        assert not says_so(f"with {name}", "--model", half)
+        units[name] = False
 
 
 def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> None:
