@@ -92,6 +92,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         assert read is not None
         return read()
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor.
+        return name in self.tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 

@@ -1,5 +1,7 @@
-"""A small Hub on this machine: what huggingface_hub asks of the real one to read and to share models, with faults on
-demand."""
+"""A small Hub on this machine, with faults on demand.
+
+It answers those requests of huggingface_hub that download and upload models.
+"""
 
 import base64
 import hashlib
@@ -22,19 +24,24 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server serves, how it fails, and what it has sent.
+    """The repositories of the server, its faults, and a record of what it has sent.
 
     Args:
-        folder: where it keeps what is pushed.
-        repos: for each id, the folder with the files of its first commit, on `main`.
-        revisions: for each id and branch or commit that was pushed, the commit and its folder.
-        private: ids that need `token`; so does all writing.
-        ranges: whether ranges are honoured.
-        cut_after: bytes of a body after which the connection is cut, as often as `cuts` says.
-        budget: bytes of weights that are still sent before the line is dead; None for any number.
-        failures: how many of the next requests for weights get a 503.
-        sent: bytes of bodies, by the name of the file.
+        folder: folder for everything that is pushed.
+        url: address of the server.
+        repos: for each repository id the folder with the files of its first commit, which is on `main`.
+        revisions: for each repository id and pushed branch or commit, the commit and the folder with its files.
+        private: repository ids that require `token`. Writing always requires it.
+        token: the only valid access token.
+        ranges: whether byte ranges are supported. Otherwise, whole files are sent.
+        cut_after: number of bytes of a body after which the connection is closed.
+        cuts: how many more times that happens.
+        budget: number of bytes of safetensors files that are sent before all connections are closed early; None for
+            no limit.
+        failures: how many of the next requests for safetensors files are answered with status 503.
+        sent: number of bytes of bodies that were sent, by file name.
         requests: `"METHOD path"` of every request.
+        lock: held while faults and records change, as every request has its own thread.
     """
 
     folder: Path
@@ -50,19 +57,21 @@ class Hub:
     failures: int = 0
     sent: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def forget(self) -> None:
+        """Clear the records."""
         self.sent.clear()
         self.requests.clear()
 
     def find(self, repo_id: str, revision: str | None) -> tuple[str, Path] | None:
-        """Return the commit and the folder of a revision."""
+        """Return the commit and the folder of a revision, or None if it does not exist."""
         found = self.revisions.get((repo_id, revision or "main"))
         first = revision in (None, "main", COMMIT) and repo_id in self.repos
         return found or ((COMMIT, self.repos[repo_id]) if first else None)
 
     def commit(self, repo_id: str, branch: str, files: dict[str, bytes], deleted: Sequence[str] = ()) -> str:
-        """Add a commit to a branch."""
+        """Add a commit to a branch, and return it."""
         parent = self.find(repo_id, branch)
         assert parent is not None
         sha = hashlib.sha1(f"{repo_id} {branch} {len(self.revisions)}".encode()).hexdigest()
@@ -87,23 +96,32 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _reply(self, status: int, headers: dict[str, str], body: bytes = b"", name: str = "") -> None:
-        hub = self.hub
+        sent = b""
+        if self.command != "HEAD":
+            with self.hub.lock:  # Recorded first: the client may have read the reply before this thread continues.
+                sent = self._cut(body, name)
+                self.hub.sent[name] += len(sent)
+            if len(sent) < len(body):
+                self.close_connection = True
         self.send_response(status)
         for key, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
+        try:
+            self.wfile.write(sent)
+        except ConnectionError:  # The client has interrupted the download.
+            self.close_connection = True
+
+    def _cut(self, body: bytes, name: str) -> bytes:
+        """Return the part of a body that is sent before the connection fails."""
+        hub = self.hub
         if hub.cuts and hub.cut_after and len(body) > hub.cut_after:
             hub.cuts -= 1
             body = body[: hub.cut_after]
-            self.close_connection = True
         if hub.budget is not None and name.endswith(".safetensors"):
-            body, whole = body[: hub.budget], body
+            body = body[: hub.budget]
             hub.budget -= len(body)
-            self.close_connection = len(body) < len(whole)
-        self.wfile.write(body)
-        hub.sent[name] += len(body)
+        return body
 
     def _json(self, content: Any, status: int = 200) -> None:
         self._reply(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
@@ -134,20 +152,24 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "RevisionNotFound")
         commit, folder = found
         if path.startswith("/api/models/"):
-            names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-            if action == "tree":
-                sizes = {name: (folder / name).stat().st_size for name in names}
-                return self._json(
-                    [{"type": "file", "path": name, "size": sizes[name], "oid": "0" * 40} for name in names]
-                )
-            return self._json({"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in names]})
+            return self._describe(repo_id, commit, folder, tree=action == "tree")
         file = folder / (name or "")
         if not name or not file.is_file():
             return self._error(404, "EntryNotFound", commit)
-        if hub.failures and name.endswith(".safetensors"):
-            hub.failures -= 1
+        with hub.lock:
+            fails = hub.failures > 0 and name.endswith(".safetensors")
+            hub.failures -= fails
+        if fails:
             return self._reply(503, {})
         self._send_file(file, name, commit)
+
+    def _describe(self, repo_id: str, commit: str, folder: Path, tree: bool) -> None:
+        """Send the list of a repository's files, with their sizes if `tree`."""
+        names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        if not tree:
+            return self._json({"id": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in names]})
+        sizes = {name: (folder / name).stat().st_size for name in names}
+        self._json([{"type": "file", "path": name, "size": sizes[name], "oid": "0" * 40} for name in names])
 
     def _send_file(self, file: Path, name: str, commit: str) -> None:
         size = file.stat().st_size
@@ -155,11 +177,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"', "Content-Length": str(size)}
         if self.command == "HEAD":
             return self._reply(200, headers)
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         status, start, end = 200, 0, size
-        if asked is not None and self.hub.ranges:
-            status, start = 206, int(asked[1])
-            end = min(int(asked[2]) + 1, size) if asked[2] else size
+        if wanted is not None and self.hub.ranges:
+            status, start = 206, int(wanted[1])
+            end = min(int(wanted[2]) + 1, size) if wanted[2] else size
             headers |= {"Content-Range": f"bytes {start}-{end - 1}/{size}", "Content-Length": str(end - start)}
         with open(file, "rb") as opened:
             opened.seek(start)
@@ -181,14 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
         if path == "/api/repos/create":
-            content = json.loads(body)
-            repo_id = f"{content.get('organization') or 'me'}/{content['name']}"
-            exists = hub.find(repo_id, None) is not None
-            if not exists:
-                hub.repos[repo_id] = Path(tempfile.mkdtemp(dir=hub.folder))
-                private = content.get("private") or content.get("visibility") == "private"
-                hub.private |= {repo_id} if private else set()
-            return self._json({"url": f"{hub.url}/{repo_id}", "id": repo_id}, 409 if exists else 200)
+            return self._create_repository(json.loads(body))
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
             for item in objects:
@@ -199,18 +214,37 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "RepoNotFound")
         repo_id, action, revision = match.groups()
         if action == "branch":
-            exists = hub.find(repo_id, revision) is not None
-            main = hub.find(repo_id, None)
-            assert main is not None
-            hub.revisions.setdefault((repo_id, revision), main)
-            return self._json({}, 409 if exists else 200)
+            return self._create_branch(repo_id, revision)
         if hub.find(repo_id, revision) is None:
             return self._error(404, "RevisionNotFound")
-        if action == "preupload":
-            files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]]
-            for file in files:
-                file["uploadMode"] = "lfs" if str(file["path"]).endswith(".safetensors") else "regular"
-            return self._json({"files": files})
+        if action == "commit":
+            return self._commit(repo_id, revision, body)
+        files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]]
+        for file in files:
+            file["uploadMode"] = "lfs" if str(file["path"]).endswith(".safetensors") else "regular"
+        self._json({"files": files})
+
+    def _create_repository(self, content: Any) -> None:
+        hub = self.hub
+        repo_id = f"{content.get('organization') or 'me'}/{content['name']}"
+        exists = hub.find(repo_id, None) is not None
+        if not exists:
+            hub.repos[repo_id] = Path(tempfile.mkdtemp(dir=hub.folder))
+            private = content.get("private") or content.get("visibility") == "private"
+            hub.private |= {repo_id} if private else set()
+        self._json({"url": f"{hub.url}/{repo_id}", "id": repo_id}, 409 if exists else 200)
+
+    def _create_branch(self, repo_id: str, branch: str) -> None:
+        hub = self.hub
+        exists = hub.find(repo_id, branch) is not None
+        main = hub.find(repo_id, None)
+        assert main is not None
+        hub.revisions.setdefault((repo_id, branch), main)
+        self._json({}, 409 if exists else 200)
+
+    def _commit(self, repo_id: str, branch: str, body: bytes) -> None:
+        """Commit what a body lists, one operation a line: contents, objects that were uploaded before, deletions."""
+        hub = self.hub
         operations = [json.loads(line) for line in body.splitlines()]
         contents = {}
         for operation in operations:
@@ -220,13 +254,13 @@ class _Handler(BaseHTTPRequestHandler):
             elif operation["key"] == "lfsFile":
                 contents[value["path"]] = (hub.folder / value["oid"]).read_bytes()
         deleted = [operation["value"]["path"] for operation in operations if operation["key"] == "deletedFile"]
-        sha = hub.commit(repo_id, revision, contents, deleted)
+        sha = hub.commit(repo_id, branch, contents, deleted)
         self._json({"success": True, "commitOid": sha, "commitUrl": f"{hub.url}/{repo_id}/commit/{sha}"})
 
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """Run a Hub as long as the context lasts."""
+    """Run a Hub for the duration of the block."""
     with tempfile.TemporaryDirectory() as folder:
         hub = Hub(Path(folder))
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))

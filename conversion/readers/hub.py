@@ -19,7 +19,7 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -174,7 +174,9 @@ class RemoteFiles:
         if isinstance(cached, str) and not options.force_download:
             return open_file(Path(cached))
         if options.offline:
-            raise EntryNotFoundError(f"{self.repo_id}/{file} is not in the cache, and nothing is downloaded offline.")
+            raise LocalEntryNotFoundError(
+                f"{self.repo_id}/{file} is not in the cache, and nothing is downloaded offline."
+            )
         if format_of(file).in_place and not options.full_download:
             return self._remote_file(file).read_header()
         path = hf_hub_download(
