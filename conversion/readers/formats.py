@@ -23,7 +23,8 @@ class FileFormat:
         open: finds the tensors of a file without reading them. It raises a `ValueError` if the file is damaged.
         usual_name: name of the file in a folder of a checkpoint that is not sharded, if there is a customary one.
         in_place: whether single tensors can be read and written at the offsets `StoredTensor.start` and `end`.
-            On the Hub, only the needed ranges of such files are downloaded.
+            On the Hub, only the header and the needed ranges of such a file are downloaded; `RemoteFile.read_header`
+            expects the header of a safetensors file.
         mapped: whether tensors that were read may still be backed by the file.
     """
 
