@@ -154,5 +154,7 @@ def test_parts_are_removed_on_request(hub: Hub, original: DeepEncoder, cache: di
     assert len(list((folder / "parts").iterdir())) == 2
     checkpoint.forget()
     assert not (folder / "parts").exists()
-    with checkpoint.lock(), pytest.raises(OSError), WeakFileLock(folder / "parts.lock", timeout=0):
+    with checkpoint.lock(), pytest.raises(OSError), WeakFileLock(folder / "parts.lock", timeout=0.1):
+        pass
+    with WeakFileLock(folder / "parts.lock", timeout=0.1):  # Released again.
         pass
