@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..processing.images import to_rgb
+from ..processing.images import image_formats, to_rgb
 
 __all__ = [
     "MAX_ENCODED_BYTES",
@@ -22,7 +22,6 @@ __all__ = [
     "Page",
     "PageError",
     "describe_error",
-    "image_formats",
     "image_suffixes",
     "load_page",
     "to_page_image",
@@ -49,17 +48,6 @@ def describe_error(error: Exception) -> str:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].removeprefix("images[0] ") if lines else type(error).__name__
-
-
-@cache
-def image_formats() -> list[str]:
-    """Return the names of the formats that Pillow decodes itself.
-
-    PostScript is left out because Pillow hands it to an external program; so are the formats that Pillow identifies
-    but cannot decode.
-    """
-    Image.init()
-    return sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
 
 @cache

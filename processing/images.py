@@ -2,7 +2,8 @@
 
 Unusual: 16-bit images keep their upper eight bits, where Pillow would clip them to white. Transparency is dropped, as
 in DeepSeek-OCR's own loader. The EXIF orientation is applied to files, but not to images that the caller has decoded.
-Images are untrusted input, so Pillow's limit on their size stays in force.
+Images are untrusted input, so Pillow's limit on their size stays in force, and only formats that are decoded inside
+this process are opened: Pillow recognises a format from the content, whatever the name of the file.
 """
 
 import base64
@@ -14,15 +15,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import get_session
-from huggingface_hub.utils import hf_raise_for_status
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
-__all__ = ["flatten_images", "to_rgb"]
+from .downloads import download
 
-URL_TIMEOUT = 30.0  # Seconds.
+__all__ = ["flatten_images", "image_formats", "to_rgb"]
+
 CHANNELS = (1, 2, 3, 4)
+PILLOW_FORMATS = frozenset(
+    "AVIF BLP BMP CUR DCX DDS DIB FITS FLI FTEX GBR GIF ICNS ICO IM IMT JPEG JPEG2000 MCIDAS MPO MSP PCD PCX PIXAR "
+    "PNG PPM PSD QOI SGI SPIDER SUN TGA TIFF WEBP XBM XPM XVTHUMB".split()
+)
+"""The formats of Pillow that it decodes itself. EPS is handed to an external program, IPTC may hold any other format
+(EPS, too), and the rest of Pillow's formats are only identified."""
+
+
+def image_formats() -> list[str]:
+    """Return the names of the formats that may be opened, for `Image.open(..., formats=...)`.
+
+    These are the formats that Pillow decodes itself, and those that other packages have added to Pillow.
+    """
+    Image.preinit()  # The formats are tried in the order of their registration; this registers the common ones first.
+    Image.init()
+    added = {name for name, (factory, _) in Image.OPEN.items() if not factory.__module__.startswith("PIL.")}
+    return [name for name in Image.ID if name in PILLOW_FORMATS or name in added]
 
 
 def flatten_images(images: Any) -> list[Any]:
@@ -79,12 +96,11 @@ def _open(name: str, label: str) -> Image.Image:
         raise FileNotFoundError(f"{label}: there is no such file.")
     try:
         if name.startswith(("http://", "https://")):
-            response = get_session().get(name, timeout=URL_TIMEOUT, follow_redirects=True)
-            hf_raise_for_status(response)
-            return Image.open(BytesIO(response.content))
+            return Image.open(BytesIO(download(name)), formats=image_formats())
         if name.startswith("data:image/"):
-            return Image.open(BytesIO(base64.b64decode(name.partition(",")[2], validate=True)))
-        return Image.open(name)
+            content = base64.b64decode(name.partition(",")[2], validate=True)
+            return Image.open(BytesIO(content), formats=image_formats())
+        return Image.open(name, formats=image_formats())
     except Image.DecompressionBombError as error:
         raise ValueError(f"{label} is too large to decode safely: {error}") from error
     except UnidentifiedImageError as error:
@@ -96,6 +112,9 @@ def _open(name: str, label: str) -> Image.Image:
 def _decode(image: Image.Image, label: str, from_file: bool = False) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"{label} must not be empty, got {image.width} x {image.height} pixels.")
+    # An image that was opened elsewhere has a format, and is decoded only now, in `load`.
+    if getattr(image, "tile", None) and image.format not in (None, *image_formats()):
+        raise ValueError(f"{label} is of the format {image.format}, which is not decoded.")
     try:
         image.load()
         if from_file:

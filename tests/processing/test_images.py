@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from deepencoder.processing.images import flatten_images, to_rgb
+from deepencoder.processing.images import flatten_images, image_formats, to_rgb
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -139,6 +139,44 @@ def test_data_urls() -> None:
     assert np.array_equal(as_array("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()), PIXELS)
     with pytest.raises(ValueError, match=r"images\[0\]"):
         to_rgb("data:image/png;base64,****")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+def iptc(content: bytes) -> bytes:
+    """Return an IPTC file that holds an image of another format."""
+
+    def field(record: int, tag: int, value: bytes) -> bytes:
+        return bytes([0x1C, record, tag]) + len(value).to_bytes(2, "big") + value
+
+    facts = {60: b"\x01\x00", 65: b"\x01", 20: b"\x09", 30: b"\x09", 120: b"\x05"}
+    return b"".join(field(3, tag, value) for tag, value in facts.items()) + field(8, 10, content)
+
+
+@pytest.mark.parametrize("content", [POSTSCRIPT, iptc(POSTSCRIPT)], ids=["EPS", "IPTC"])
+def test_no_external_program_decodes_an_image(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would run Ghostscript for PostScript, whatever the name of the file and the format around it."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args: started.append(1) or Image.new("L", (9, 9)).im)
+    path = tmp_path / "page.png"
+    path.write_bytes(content)
+    for image in (path, "data:image/png;base64," + base64.b64encode(content).decode()):
+        with pytest.raises(ValueError, match=r"images\[0\].*not an image"):
+            to_rgb(image)
+    with Image.open(path) as opened, pytest.raises(ValueError, match=r"images\[0\] is of the format (EPS|IPTC)"):
+        to_rgb(opened)
+    assert not started
+
+
+def test_formats_of_other_packages_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(PngImagePlugin.PngImageFile):
+        pass
+
+    monkeypatch.setattr(Image, "ID", [*image_formats(), "OTHER"])
+    monkeypatch.setitem(Image.OPEN, "OTHER", (Other, None))
+    assert "OTHER" in image_formats() and {"PNG", "TIFF"} <= set(image_formats())
+    assert not {"EPS", "IPTC", "WMF", "HDF5"} & set(image_formats())
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
