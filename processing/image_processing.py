@@ -25,6 +25,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
 
 from ..configuration.package_services import call_service
 from ..configuration.remote_code import SharedPart
+from .field_checks import check_fields, check_types
 from .images import flatten_images, to_rgb
 from .modes import MODES, mode_fields
 from .normalization import Normalization
@@ -53,13 +54,17 @@ class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
     Args:
         crop_to_patches (`bool`): whether to cut images larger than a tile into tiles, in addition to the global view.
         min_patches (`int`): minimum number of tiles of an image that is cut.
-        max_patches (`int`): maximum number of tiles.
-        tile_size (`int`): side of a tile in pixels.
+        max_patches (`int`): maximum number of tiles, at most 1024.
+        tile_size (`int`): side of a tile in pixels. `max_patches` tiles may have 2**27 pixels: 327 tiles of 640 x 640.
         background_color (`int` or `tuple[int, int, int]`): colour of the padding, each channel in [0, 255].
         patch_size (`int`): side of the encoder's patches in pixels; only used to count tokens.
         downsample_ratio (`int`): number of patches along the side of a token; only used to count tokens.
     """
 
+    # transformers accepts only floats here, but a file may just as well say 0 or 1.
+    rescale_factor: float | int | None
+    image_mean: float | int | list[float | int] | tuple[float | int, ...] | None
+    image_std: float | int | list[float | int] | tuple[float | int, ...] | None
     crop_to_patches: bool
     min_patches: int
     max_patches: int
@@ -85,6 +90,9 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
             of these can also be given explicitly and then takes precedence. The default fields are those of `"base"`.
         kwargs: the fields of [`DeepEncoderImageProcessorKwargs`]. `size` is the size of the global view in pixels.
             With `do_pad`, images keep their aspect ratio and are padded to that size; without, they are squashed.
+
+    Raises:
+        `ValueError`: a field has a wrong type or value, or would take more memory than `field_checks.py` allows.
     """
 
     _shared_as = ("AutoImageProcessor", IMAGE_PROCESSOR_NAME)
@@ -150,24 +158,9 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         return None
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        check_types(self.valid_kwargs, kwargs)
         kwargs = super()._standardize_kwargs(**kwargs)
-        for name in ("min_patches", "max_patches", "tile_size", "patch_size", "downsample_ratio"):
-            if not isinstance(kwargs[name], int) or kwargs[name] < 1:
-                raise ValueError(f"{name} must be a positive integer, got {kwargs[name]!r}.")
-        if kwargs["min_patches"] > kwargs["max_patches"]:
-            raise ValueError(
-                f"min_patches must be at most max_patches, got {kwargs['min_patches']} and {kwargs['max_patches']}."
-            )
-        size = kwargs["size"]
-        if not (size.height and size.width and size.height > 0 and size.width > 0):
-            raise ValueError(f"size must give a positive height and width in pixels, got {dict(size)}.")
-        color = kwargs["background_color"]
-        channels = (color,) * 3 if isinstance(color, int) else tuple(color)
-        if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
-            raise ValueError(f"background_color must be one or three integers in [0, 255], got {color}.")
-        kwargs["background_color"] = channels
-        if kwargs["crop_to_patches"] and not kwargs["do_resize"]:
-            raise ValueError("crop_to_patches=True requires do_resize=True: tiles are cut from a resized image.")
+        kwargs["background_color"] = check_fields(kwargs)
         return kwargs
 
     def preprocess(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
@@ -189,6 +182,8 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         Raises:
             `ValueError`: an image cannot be used (the message names it), or a field is invalid.
         """
+        fields = {name: value for name, value in kwargs.items() if name in self._valid_kwargs_names}
+        check_types(self.valid_kwargs, fields)
         return super().preprocess(images, *args, **(mode_fields(mode) | kwargs))
 
     def _prepare_image_like_inputs(

@@ -35,6 +35,6 @@ def mode_fields(mode: str | None) -> dict[str, Any]:
     """
     if mode is None:
         return {}
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}.")
     return {name: dict(value) if isinstance(value, dict) else value for name, value in MODES[mode].items()}

@@ -6,12 +6,25 @@ tensors go through the same two operations, so the values are equal to the last 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shorten
 from typing import Any
 
 import numpy as np
 import torch
 
 __all__ = ["Normalization"]
+
+
+def _three_numbers(name: str, value: float | Sequence[float], positive: bool = False) -> np.ndarray:
+    """Return a field's values for the three channels, `(3,)`; one number stands for all of them."""
+    kind = "positive" if positive else "finite"
+    try:
+        numbers = np.broadcast_to(np.asarray(value, np.float64), 3)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.full(3, np.nan)
+    if not np.isfinite(numbers).all() or (positive and not (numbers > 0).all()):
+        raise ValueError(f"{name} must be one {kind} number or three, got {shorten(value)}.")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -35,11 +48,22 @@ class Normalization:
         image_std: float | Sequence[float],
         **_: Any,
     ) -> "Normalization":
-        """Build the map from an image processor's fields; the identity if it neither rescales nor normalises."""
-        factor = np.full(3, rescale_factor if do_rescale else 1.0)
-        mean = np.broadcast_to(np.asarray(image_mean if do_normalize else 0.0, np.float64), 3)
-        std = np.broadcast_to(np.asarray(image_std if do_normalize else 1.0, np.float64), 3)
-        return cls((factor / std).astype(np.float32), (-mean / std).astype(np.float32))
+        """Build the map from an image processor's fields; the identity if it neither rescales nor normalises.
+
+        Raises:
+            `ValueError`: a field that is used is no finite number, or a divisor is not positive.
+        """
+        factor = _three_numbers("rescale_factor", rescale_factor if do_rescale else 1.0, positive=True)
+        mean = _three_numbers("image_mean", image_mean if do_normalize else 0.0)
+        std = _three_numbers("image_std", image_std if do_normalize else 1.0, positive=True)
+        with np.errstate(over="ignore"):
+            scale, shift = (factor / std).astype(np.float32), (-mean / std).astype(np.float32)
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all() and scale.all()):
+            raise ValueError(
+                f"rescale_factor={rescale_factor}, image_mean={shorten(image_mean)} and image_std="
+                f"{shorten(image_std)} give values that float32 cannot hold."
+            )
+        return cls(scale, shift)
 
     def write(self, pixels: np.ndarray, channel: int, out: np.ndarray) -> None:
         """Write the normalised values of one channel's pixels into `out`, a float32 array of the same shape."""

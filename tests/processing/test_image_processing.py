@@ -1,5 +1,6 @@
 """The image processor: its pixels against Pillow's, its modes, token counts, saved files and errors."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deepencoder.processing.modes import MODES
 from deepencoder.processing.tiling import choose_tile_grid
 
 RNG = np.random.default_rng(0)
+NAN, INFINITY = float("nan"), float("inf")
 SIDES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280, "gundam": 1024}
 # Paddings of an odd number of pixels, squares, banners, sides of one pixel, and sizes around the tiling threshold.
 SIZES = [
@@ -210,18 +212,70 @@ def test_saved_and_reloaded(tmp_path: Path) -> None:
         ({"crop_to_patches": True, "do_resize": False}, ["crop_to_patches", "do_resize"]),
         ({"size": {"height": 0, "width": 64}}, ["size", "0"]),
         ({"size": {"shortest_edge": 64}}, ["size", "shortest_edge"]),
-        ({"background_color": (1, 2)}, ["background_color", "(1, 2)"]),
+        ({"background_color": (1, 2)}, ["background_color", "1, 2"]),
         ({"background_color": 300}, ["background_color", "300"]),
+        ({"max_patches": 10**6}, ["max_patches", "1024", "1000000"]),
+        ({"crop_to_patches": True, "max_patches": 1000, "tile_size": 1000}, ["tile_size", "1000", "134217728 pixels"]),
+        ({"crop_to_patches": True, "tile_size": 10**30}, ["tile_size", "134217728 pixels"]),
+        ({"size": {"height": 10**6, "width": 10**6}}, ["size", "1000000", "134217728 pixels"]),
+        ({"size": {"height": "1024", "width": 1024}}, ["size"]),
+        ({"size": {"height": 64.5, "width": 64}}, ["size"]),
+        ({"size": "1024"}, ["size", "1024"]),
+        ({"size": [64]}, ["size", "64"]),
+        ({"image_std": [0, 0, 0]}, ["image_std", "positive", "0, 0, 0"]),
+        ({"image_std": [0.5, 0.5, -0.5]}, ["image_std", "positive", "-0.5"]),
+        ({"image_std": NAN}, ["image_std", "nan"]),
+        ({"image_mean": [0.5, NAN, 0.5]}, ["image_mean", "finite", "nan"]),
+        ({"image_mean": INFINITY}, ["image_mean", "finite", "inf"]),
+        ({"image_mean": [0.5, 0.5]}, ["image_mean", "three", "0.5, 0.5"]),
+        ({"image_std": 1e-300}, ["image_std", "float32", "1e-300"]),
+        ({"image_mean": 10**400}, ["image_mean"]),
+        ({"rescale_factor": NAN}, ["rescale_factor", "nan"]),
+        ({"rescale_factor": 0}, ["rescale_factor", "positive", "0"]),
+        ({"rescale_factor": "a"}, ["rescale_factor", "'a'"]),
+        ({"image_mean": "a"}, ["image_mean", "'a'"]),
+        ({"do_resize": "yes"}, ["do_resize", "'yes'"]),
+        ({"do_normalize": 3}, ["do_normalize", "3"]),
+        ({"crop_to_patches": "yes"}, ["crop_to_patches", "yes"]),
+        ({"max_patches": True}, ["max_patches", "True"]),
+        ({"background_color": [1, 2, "a"]}, ["background_color"]),
+        ({"background_color": {"a": 1}}, ["background_color"]),
+        ({"resample": 17}, ["resample", "17"]),
+        ({"mode": ["gundam"]}, ["mode", "['gundam']"]),
     ],
 )
-def test_bad_fields(fields: dict[str, Any], words: list[str]) -> None:
+def test_bad_fields(fields: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+    saved = DeepEncoderImageProcessor().to_dict() | fields
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved), encoding="utf-8")
     for attempt in (
         lambda: DeepEncoderImageProcessor(**fields),
         lambda: DeepEncoderImageProcessor()(Image.new("RGB", (9, 9)), **fields),
+        lambda: DeepEncoderImageProcessor().get_number_of_image_tokens(9, 9, **fields),
+        lambda: DeepEncoderImageProcessor.from_pretrained(tmp_path),
     ):
         with pytest.raises(ValueError) as error:
             attempt()
-        assert all(word in str(error.value) for word in words), str(error.value)
+        message = str(error.value)
+        assert all(word in message for word in words) and "\n" not in message and len(message) < 500, message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": 255},
+        {"do_normalize": False, "image_std": [0, 0, 0]},
+        {"size": 64, "background_color": 0},
+        {"size": [64, 64], "max_patches": 1024},
+        {"crop_to_patches": True, "max_patches": 1024, "tile_size": 256},
+    ],
+)
+def test_good_fields(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Whole numbers are as good as floats, what is not used is not refused, and the bounds are allowed."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    image = Image.new("RGB", (9, 9))
+    for processor in (DeepEncoderImageProcessor(**fields), DeepEncoderImageProcessor.from_pretrained(tmp_path)):
+        assert np.isfinite(processor(image, return_tensors="np")["pixel_values"]).all()
+    assert np.isfinite(DeepEncoderImageProcessor()(image, return_tensors="np", **fields)["pixel_values"]).all()
 
 
 def test_bad_calls() -> None:
@@ -240,6 +294,8 @@ def test_bad_calls() -> None:
         processor.get_number_of_image_tokens(5, 5, nonsense=1)
     with pytest.raises(ValueError, match="height and width"):
         processor.get_number_of_image_tokens(0, 5)
+    with pytest.raises(ValueError, match="size.*None"):
+        processor(random_image(5, 5), size=None)
 
 
 def test_the_feature_extraction_pipeline(small_model: Any, example_page: Path, tmp_path: Path) -> None:

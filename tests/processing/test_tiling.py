@@ -1,12 +1,13 @@
 """Tile grids against an independent version of DeepSeek-OCR's rule, and token counts against known numbers."""
 
+import time
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepencoder.processing.tiling import choose_tile_grid, count_image_tokens, tile_grid_candidates
+from deepencoder.processing.tiling import MAX_PATCHES, choose_tile_grid, count_image_tokens, tile_grid_candidates
 
 SIDES = st.integers(1, 6000)
 
@@ -44,6 +45,15 @@ def test_grid_equals_the_reference_where_two_candidates_tie(fewest: int, most: i
                 width, height = middle.numerator * scale, middle.denominator * scale
                 ours = choose_tile_grid(height, width, fewest, most, 640)
                 assert ours == reference_grid(width, height, fewest, most, 640)
+
+
+def test_the_largest_number_of_tiles_has_few_candidates() -> None:
+    """As many as there are divisors of the numbers up to the bound, and no other pair of sides is looked at."""
+    candidates = tile_grid_candidates(1, MAX_PATCHES)
+    assert len(candidates) == sum(MAX_PATCHES // columns for columns in range(1, MAX_PATCHES + 1)) < 10_000
+    started = time.perf_counter()
+    tile_grid_candidates(1, 30_000)  # Every pair of sides would take a minute.
+    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize(
