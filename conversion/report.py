@@ -1,13 +1,17 @@
-"""The report of a conversion, which is saved beside the model."""
+"""The report of a conversion, which is saved beside the model.
+
+Unusual: models are shared together with their report, so of a path on this machine it holds only the last part.
+"""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..configuration.atomic_files import write_text
 
-__all__ = ["CONVERTER_VERSION", "NOT_A_PART", "REPORT_NAME", "ConversionReport"]
+__all__ = ["CONVERTER_VERSION", "NOT_A_PART", "REPORT_NAME", "ConversionReport", "last_part"]
 
 # Bump this when conversion output changes; cached conversions are keyed by it.
 CONVERTER_VERSION = "1"
@@ -15,12 +19,17 @@ REPORT_NAME = "conversion_report.json"
 NOT_A_PART = "not a part of the encoder"
 
 
+def last_part(path: str) -> str:
+    """Return the last part of a path of this or another operating system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
 @dataclass
 class ConversionReport:
     """What became of a checkpoint's tensors.
 
     Args:
-        source: path or Hub id of the checkpoint.
+        source: Hub id of the checkpoint; of a local path, only the last part is kept.
         commit: commit of a checkpoint on the Hub.
         layout: name of the layout that was recognised.
         model_type: `model_type` of the model.
@@ -52,6 +61,10 @@ class ConversionReport:
     verification: dict[str, Any] | None = None
     license: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.commit is None:
+            self.source = last_part(self.source)
+
     @property
     def left_behind(self) -> dict[str, str]:
         """Those of `unused` that belong to the encoder."""
@@ -74,5 +87,5 @@ class ConversionReport:
         content = json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
         try:
             return cls(**content)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"{folder}: {REPORT_NAME} is damaged: {error}.") from error

@@ -6,7 +6,6 @@ What is not known is left out: weights without a stated licence get no `license`
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..conversion.readers.hub import looks_like_hub_id
-from ..conversion.report import REPORT_NAME
+from ..conversion.report import REPORT_NAME, last_part
 from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
 from ..processing.modes import MODES
 
-__all__ = ["CARD_MARK", "make_model_card"]
+__all__ = ["CARD_MARK", "make_model_card", "read_report"]
 
 CARD_MARK = "<!-- written by deepencoder -->"
 """Ends every generated card. A card without it was written by hand and is never replaced."""
@@ -59,16 +58,28 @@ CITATIONS = {
 }
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """Return the report of the conversion that wrote a folder; an empty one if it was not converted."""
-    path = folder / REPORT_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _base_model(report: Mapping[str, Any]) -> str | None:
     """Return the Hub id of the checkpoint that was converted, or None if it did not come from the Hub."""
     source = str(report.get("source", ""))
     return source if report.get("commit") and looks_like_hub_id(source) else None
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the report of the conversion that wrote a folder; an empty one if it was not converted.
+
+    Of a local path, only the last part is returned; earlier versions wrote the whole path.
+
+    Raises:
+        `ValueError`: the report is damaged.
+    """
+    path = folder / REPORT_NAME
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return report | {"source": _base_model(report) or last_part(report["source"])}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}.") from error
 
 
 def _takes_pixels(config: Any) -> bool:
@@ -196,11 +207,9 @@ def _limits(config: Any, report: Mapping[str, Any]) -> str:
 
 
 def _conversion(report: Mapping[str, Any]) -> str:
-    # A path on somebody's disk does not belong on a card.
-    source = _base_model(report) or re.split(r"[/\\]", str(report["source"]).rstrip("/\\"))[-1]
     commit = f" at commit `{report['commit']}`" if report.get("commit") else ""
     lines = [
-        f"Converted from `{source}`{commit}, recognised as {report['layout']}: "
+        f"Converted from `{report['source']}`{commit}, recognised as {report['layout']}: "
         f"{sum(map(len, report['mapped'].values()))} tensors used, {len(report['unused'])} not used, "
         f"{len(report['initialized'])} newly initialised, stored in {report['dtype']}."
     ]

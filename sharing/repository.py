@@ -1,11 +1,13 @@
 """What the repository of a model holds: the saved model, and all that it takes to load without this package.
 
 Unusual: the files that a saved model lacks (the code, an image processor, a model card) are generated in memory.
-Pushing a folder thus leaves the folder unchanged; [`complete_folder`] writes the same files into it.
+Pushing a folder thus leaves the folder unchanged; [`complete_folder`] writes the same files into it. Of the files in
+the folder only weights and a card written by hand are published as they are; whatever else lies there stays private.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..configuration.atomic_files import write_bytes
 from ..configuration.remote_code import dump_json, flat_name
+from ..conversion.report import REPORT_NAME
 from ..modeling.catalog import MODELS, model_kind
 from ..processing import DeepEncoderImageProcessor
-from .model_card import CARD_MARK, make_model_card
+from .model_card import CARD_MARK, make_model_card, read_report
 from .payload import export_code
 from .sample_picture import draw_sample_page
 
@@ -30,11 +33,17 @@ __all__ = [
     "complete_folder",
     "is_our_image_processor",
     "is_weights",
+    "list_left_out",
     "read_json",
     "with_image_processor_code",
 ]
 
 CARD_NAME, PICTURE_NAME = "README.md", "encoding.png"
+# The names that transformers gives to weights, with a variant such as `fp16` or without.
+WEIGHTS_NAME = re.compile(
+    r"(model|pytorch_model)(\.\w+)?(-\d{5}-of-\d{5})?\.(safetensors|bin)"
+    r"|(model\.safetensors|pytorch_model\.bin)\.index(\.\w+)?\.json"
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,8 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file name is one of model weights, or of their index."""
-    return name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin", ".index.json"))
+    """Return whether a file name is one that transformers gives to weights, or to their index."""
+    return WEIGHTS_NAME.fullmatch(name) is not None
 
 
 def is_our_image_processor(fields: dict[str, Any]) -> bool:
@@ -83,12 +92,16 @@ def _image_processor_fields(folder: Path, config: Any) -> dict[str, Any]:
     return _default_image_processor(config).to_dict() if getattr(config, "use_patch_embedding", True) else {}
 
 
+def _has_card_by_hand(folder: Path) -> bool:
+    card = folder / CARD_NAME
+    return card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8")
+
+
 def _generate_card(
     folder: Path, config: Any, model: Any, processor_fields: dict[str, Any], **card_fields: Any
 ) -> dict[str, bytes]:
     """Return the model card and its picture by file name, or nothing if the folder has a card written by hand."""
-    card = folder / CARD_NAME
-    if card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8"):
+    if _has_card_by_hand(folder):
         return {}
     files = {}
     if config.model_type == "deepencoder" and config.sam_config.num_channels == 3:
@@ -112,6 +125,7 @@ def _generate(folder: Path, model: Any, **card_fields: Any) -> dict[str, bytes]:
         raise ValueError(f"folder: {folder} is not a saved model of this package, according to its {CONFIG_NAME}.")
     config = AutoConfig.from_pretrained(folder)
     code = {"AutoConfig": flat_name(kind.config_class), "AutoModel": flat_name(kind.model_class)}
+    fields.pop("_name_or_path", None)  # Where the model was loaded from: earlier versions of transformers wrote it.
     files = {CONFIG_NAME: dump_json(fields | {"auto_map": code}).encode()}
     processor_fields = _image_processor_fields(folder, config)
     if processor_fields:
@@ -156,7 +170,10 @@ def complete_folder(folder: str | Path, model: Any = None, license: str | None =
 def collect_repository(
     folder: str | Path, repo_id: str, tags: Sequence[str] = (), license: str | None = None, model: Any = None
 ) -> dict[str, Path | bytes]:
-    """Return, by name, the files to upload for a saved model: its own files and what they lack.
+    """Return, by name, the files to upload for a saved model: its weights, what describes them, and what loads them.
+
+    These are the weights, the configuration, the image processor, the report of the conversion, the model card with
+    its picture, and the code as [`export_code`] generates it. See [`list_left_out`] for what else is in the folder.
 
     Args:
         folder: folder of a model of this package. It stays as it is.
@@ -168,8 +185,25 @@ def collect_repository(
         `ValueError`: the folder holds no model of this package, or no weights.
     """
     folder = Path(folder)
-    generated = _generate(folder, model, repo_id=repo_id, tags=tags, license=license)
-    if not any(is_weights(path.name) for path in folder.iterdir()):
+    files: dict[str, Path | bytes] = dict(_generate(folder, model, repo_id=repo_id, tags=tags, license=license))
+    weights = {path.name: path for path in folder.iterdir() if is_weights(path.name) and path.is_file()}
+    if not weights:
         raise ValueError(f"folder: {folder} holds no weights.")
-    files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    return dict(sorted((files | generated).items()))
+    files |= weights
+    report = read_report(folder)
+    if report:
+        files[REPORT_NAME] = (json.dumps(report, indent=2) + "\n").encode()
+    if _has_card_by_hand(folder):
+        files |= {name: folder / name for name in (CARD_NAME, PICTURE_NAME) if (folder / name).is_file()}
+    return dict(sorted(files.items()))
+
+
+def list_left_out(folder: str | Path, files: Container[str]) -> list[str]:
+    """Return the names of what lies in a folder and is not published; names of folders end in a slash.
+
+    Args:
+        folder: the folder.
+        files: names of the files to upload, as [`collect_repository`] returns them.
+    """
+    left_out = [path for path in Path(folder).iterdir() if path.name not in files or path.is_dir()]
+    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in left_out)

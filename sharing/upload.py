@@ -7,7 +7,7 @@ is already on the Hub stay; shards of earlier weights that the new ones supersed
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class PushOptions:
     """
 
     private: bool | None = None
-    token: bool | str | None = None
+    token: bool | str | None = field(default=None, repr=False)
     revision: str | None = None
     create_pr: bool = False
     commit_message: str | None = None
@@ -112,7 +112,8 @@ def push_folder(
     """Upload a saved model to the Hub, with its code, an image processor and a model card.
 
     Args:
-        folder: folder of a model of this package. It stays as it is.
+        folder: folder of a model of this package. It stays as it is, and only the files that
+            [`collect_repository`] returns are uploaded.
         repo_id: `name` or `owner/name`; the repository is created if it does not exist.
         tags, license: for the model card; see [`make_model_card`].
         files: result of [`collect_repository`], if it was called already; `tags` and `license` are then not used.

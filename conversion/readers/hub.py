@@ -7,7 +7,7 @@ that are in the Hub's cache already are read from there. Pickles are downloaded 
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import (
@@ -54,7 +54,7 @@ class HubOptions:
     """
 
     revision: str | None = None
-    token: bool | str | None = None
+    token: bool | str | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False

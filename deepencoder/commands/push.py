@@ -41,16 +41,20 @@ def push(
 ) -> None:
     """Upload a model with its code, image processor and model card, so that it loads with or without this package.
 
-    Lists the files that it will upload, and asks. The folder stays as it is. Log in with `hf auth login`, or set
-    HF_TOKEN.
+    Uploads the weights, the files that describe them, and code that it generates; nothing else in FOLDER. Lists the
+    files that it will upload and those that it leaves out, and asks. The folder stays as it is. Log in with `hf auth
+    login`, or set HF_TOKEN.
     """
-    from ..sharing.repository import collect_repository
+    from ..sharing.repository import collect_repository, list_left_out
     from ..sharing.upload import push_folder
 
     console = make_console()
     with reported_as(f"{folder} cannot be shared", OSError, ValueError):
         files = collect_repository(folder, repo_id, license=license)
+        left_out = list_left_out(folder, files)
     console.print(_list_files(files))
+    if left_out:
+        console.print(f"not published: {', '.join(left_out)}", soft_wrap=True)
     visibility = {None: "", True: " (private)", False: " (public)"}[private]
     question = f"Upload {len(files)} files to {repo_id}{visibility}" + (f", branch {revision}" if revision else "")
     if not yes and not typer.confirm(f"{question}?"):

@@ -27,6 +27,23 @@ def test_push_asks_first(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.M
     assert code == 1 and "model.safetensors" in out and "generated" in out and hub.find("some/model", None) is None
 
 
+def test_push_lists_what_it_uploads_and_what_it_leaves_out(
+    cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    for name in ("id_rsa", "optimizer.pt", ".env"):
+        (folder / name).write_text("private")
+    (folder / "checkpoint-500").mkdir()
+    code, out, err = cli("push", folder, "some/model", "--yes")
+    assert code == 0, err
+    before, _, after = out.partition("not published: ")
+    assert after.splitlines()[0] == ".env, checkpoint-500/, id_rsa, optimizer.pt"
+    found = hub.find("some/model", None)
+    assert found is not None
+    listed = {line.split()[0] for line in before.splitlines()[1:]}
+    assert listed == {path.name for path in found[1].iterdir()}
+
+
 def test_push_uploads(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
     code, out, err = cli("push", folder, "some/model", "--yes", "--private", "--revision", "v1", "--license", "mit")

@@ -15,8 +15,9 @@ from deepencoder import (
     SamEncoder,
     SamEncoderConfig,
 )
+from deepencoder.sharing.payload import export_code
 from deepencoder.sharing.repository import collect_repository
-from deepencoder.sharing.upload import push_folder
+from deepencoder.sharing.upload import PushOptions, push_folder
 
 from ..hub_server import COMMIT, Hub
 
@@ -25,6 +26,18 @@ MODELS = {
     "sam": lambda: SamEncoder(SamEncoderConfig.tiny()),
     "clip": lambda: ClipVisionEncoder(ClipVisionEncoderConfig.tiny()),
 }
+
+PRIVATE_FILES = (
+    "id_rsa",
+    "optimizer.pt",
+    "notes.md",
+    "train.py",
+    "modeling_old.py",
+    "model_notes.bin",
+    "model-private.safetensors",
+    "credentials.json",
+    ".env",
+)
 
 
 def auto_classes(folder: Path) -> set[str]:
@@ -54,6 +67,42 @@ def test_pushing_leaves_the_folder_as_it_is(converted: Path, hub: Hub) -> None:
     assert pushed == set(collect_repository(converted, "some/converted")) > set(before)
     assert ".secret" not in pushed and "modeling_deepencoder.py" in pushed
     assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "with its code"])
+def test_files_that_do_not_belong_to_the_model_are_not_pushed(kind: str, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "me" / "model"
+    folder.mkdir(parents=True)
+    for name in PRIVATE_FILES:
+        (folder / name).write_text("private")
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "model.safetensors").write_text("private")
+    model = MODELS["deepencoder"]()
+    options = {"repo_id": "some/model", "token": hub.token, "self_contained": kind == "with its code"}
+    model.save_pretrained(folder, push_to_hub=True, **options)
+    pushed = {path.name for path in pushed_folder(hub, "some/model").rglob("*")}
+    code = set(export_code("deepencoder"))
+    assert (
+        pushed == {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "encoding.png"} | code
+    )
+
+
+def test_pushed_files_name_no_local_path(converted: Path, hub: Hub) -> None:
+    report = json.loads((converted / "conversion_report.json").read_text())
+    assert report["source"] == "original"
+    report["source"] = str(converted.parent / "original")  # As earlier versions wrote it.
+    (converted / "conversion_report.json").write_text(json.dumps(report))
+    config = json.loads((converted / "config.json").read_text()) | {"_name_or_path": str(converted)}
+    (converted / "config.json").write_text(json.dumps(config))
+    push_folder(converted, "some/converted", token=hub.token)
+    for path in pushed_folder(hub, "some/converted").iterdir():
+        assert str(converted.parent).encode() not in path.read_bytes(), path.name
+    pushed = json.loads((pushed_folder(hub, "some/converted") / "conversion_report.json").read_text())
+    assert pushed == report | {"source": "original"}
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "hf_secret" not in repr(PushOptions(token="hf_secret"))
 
 
 def test_a_push_goes_to_the_branch_that_was_asked_for(hub: Hub) -> None:

@@ -158,3 +158,7 @@ def test_parts_are_removed_on_request(hub: Hub, original: DeepEncoder, cache: di
         pass
     with WeakFileLock(folder / "parts.lock", timeout=0.1):  # Released again.
         pass
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "hf_secret" not in repr(HubOptions(token="hf_secret"))
