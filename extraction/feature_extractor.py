@@ -58,7 +58,10 @@ class FeatureExtractor:
         outputs: names of the [`OUTPUTS`] to compute, which become columns.
         dtype (`str`, defaults to `"float16"`): one of [`DTYPES`], in which features are kept.
         column (`str`, defaults to `"image"`): the column of images: decoded or encoded as by `datasets.Image`, bytes,
-            or paths.
+            or, with the two arguments below, paths and URLs.
+        image_folder (`str`, *optional*): folder of the files that rows may name; paths are relative to it, or lead
+            into it. Default: rows may name no file, as their author may have written anything there.
+        allow_urls (`bool`, defaults to `False`): whether URLs in rows are fetched.
         device (`str`, *optional*): device of the model. Default: the accelerator of the process' rank, or the CPU.
         model_dtype (`str`, defaults to `"auto"`): dtype in which the model computes.
         batch_size: number of pages per batch of the model, or `"auto"`; see [`BatchBudget`].
@@ -77,6 +80,8 @@ class FeatureExtractor:
     outputs: Sequence[str] = ("pooled",)
     dtype: str = "float16"
     column: str = "image"
+    image_folder: str | os.PathLike[str] | None = None
+    allow_urls: bool = False
     device: str | None = None
     model_dtype: str = "auto"
     batch_size: int | str = "auto"
@@ -89,6 +94,9 @@ class FeatureExtractor:
         BatchBudget(self.batch_size, torch.device("cpu"))  # checks the batch size
         if self.on_error not in ("raise", "none"):
             raise ValueError(f"on_error must be 'raise' or 'none', got {self.on_error!r}.")
+        if self.image_folder is not None and not os.path.isdir(self.image_folder):
+            raise ValueError(f"image_folder must be a folder, got {os.fspath(self.image_folder)!r}.")
+        self.image_folder = None if self.image_folder is None else os.path.abspath(self.image_folder)
         self.model, self.outputs = os.fspath(self.model), tuple(self.outputs)
         self._identified = IdentifiedModel.find(self.model, self.revision, self.trust_remote_code)
         config, image_processor = self._identified.load_config(), self._identified.load_image_processor()
@@ -136,7 +144,8 @@ class FeatureExtractor:
 
         def prepare(value: Any) -> PreparedImage | PageError:
             try:
-                return prepare_image(to_page_image(value), encoder.image_processor, self.mode)
+                image = to_page_image(value, image_folder=self.image_folder, allow_urls=self.allow_urls)
+                return prepare_image(image, encoder.image_processor, self.mode)
             except PageError as error:
                 return error
 

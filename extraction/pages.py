@@ -5,6 +5,8 @@ one-line reason. Pages are untrusted input: Pillow's limit on the number of pixe
 PDF pages as well.
 """
 
+import os
+import stat
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -22,6 +24,7 @@ __all__ = [
     "Page",
     "PageError",
     "describe_error",
+    "find_below",
     "image_suffixes",
     "load_page",
     "to_page_image",
@@ -167,23 +170,65 @@ def load_page(page: Page) -> Image.Image:
         raise PageError(describe_error(error)) from error
 
 
-def to_page_image(value: Any) -> Image.Image:
+def find_below(folder: str | os.PathLike[str], path: str) -> str:
+    """Return the file that a row of a table names, if it is a regular file below a folder, with all links resolved.
+
+    Whoever wrote the table chose the path, which might name a private file of the reader, or a pipe.
+
+    Args:
+        folder: the folder.
+        path (`str`): the path, absolute or relative to the folder.
+
+    Raises:
+        `PageError`: the path leads out of the folder, or to something else than a file.
+    """
+    root = os.path.realpath(folder)
+    found = os.path.realpath(os.path.join(root, path))
+    if os.path.commonpath([root, found]) != root:
+        raise PageError(f"its row names a file outside of {os.fspath(folder)}, which is not opened")
+    if not stat.S_ISREG(os.stat(found).st_mode):
+        raise PageError("it is not a regular file")
+    return found
+
+
+def to_page_image(
+    value: Any, *, image_folder: str | os.PathLike[str] | None = None, allow_urls: bool = False
+) -> Image.Image:
     """Turn a cell of an image column into an RGB image.
 
     Args:
         value: encoded `bytes`, a mapping with `bytes` or `path` (the way datasets stores images), or anything that
             [`DeepEncoderImageProcessor`] accepts as one image.
+        image_folder (*optional*): folder below which the files lie that cells may name. Default: none may be named.
+        allow_urls (`bool`, defaults to `False`): whether URLs in cells are fetched.
 
     Raises:
         `PageError`: the value cannot be used; the message gives the reason.
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return load_page(ImagePage("", data=value))
     if value is None:
         raise PageError("there is no image in this row")
     try:
+        if isinstance(value, bytes):
+            return load_page(ImagePage("", data=value))
+        if isinstance(value, (str, os.PathLike)):
+            value = _check_name(os.fspath(value), image_folder, allow_urls)
         return to_rgb(value)
+    except PageError:
+        raise
     except Exception as error:
         raise PageError(describe_error(error)) from error
+
+
+def _check_name(name: str, image_folder: str | os.PathLike[str] | None, allow_urls: bool) -> str:
+    """Return the name of an image that may be opened because of a row of a table, or raise a `PageError`."""
+    if name.startswith("data:image/"):  # the image itself
+        return name
+    if name.startswith(("http://", "https://")):
+        if not allow_urls:
+            raise PageError("its row holds a URL, which is fetched with allow_urls=True only")
+        return name
+    if image_folder is None:
+        raise PageError("its row names a file, which is opened only below a folder passed as image_folder")
+    return find_below(image_folder, name)

@@ -1,20 +1,39 @@
 """Datasets on the Hub, which are streamed; each row is a page.
 
-Unusual: every process reads the whole stream, because only its order says which page is which.
+Unusual: every process reads the whole stream, because only its order says which page is which. In a folder of images
+on the Hub, a row holds only the image's address. Whoever wrote the dataset chose it, so it is read here, and opened
+only if it lies in the dataset's own repository; the libraries below would open local files and chains of protocols.
 """
 
 import glob
 import os
+import re
+import zipfile
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..pages import MAX_ENCODED_BYTES
+from ..pages import MAX_ENCODED_BYTES, PageError
 from .columns import choose_split, import_datasets, select_images
 from .deferred import DeferredPage, EncodedImage, ListedPages
 
-__all__ = ["is_hub_dataset", "list_hub_dataset"]
+__all__ = ["Address", "is_hub_dataset", "list_hub_dataset", "parse_address"]
 
-REMOTE_SCHEMES = ("hf://", "https://")
+ADDRESS = re.compile(
+    r"(?:zip://(?P<member>.+)::)?"
+    r"hf://(?P<file>datasets/(?P<repository>[^/@:]+/[^/@:]+)@(?:refs/(?:convert|pr)/)?[^/@:]+/(?P<path>.+))"
+)
+
+
+class Address(NamedTuple):
+    """The place of an image in a dataset's repository.
+
+    Args:
+        file: path of a file, as `huggingface_hub.HfFileSystem` spells it.
+        member: path of the image within that file, if it is a zip archive.
+    """
+
+    file: str
+    member: str | None
 
 
 def is_hub_dataset(source: str) -> bool:
@@ -24,18 +43,52 @@ def is_hub_dataset(source: str) -> bool:
     return not os.path.lexists(source) and not glob.has_magic(source)
 
 
-def _read(value: Any) -> EncodedImage:
-    """Read the image of a row. In a folder of images on the Hub, a row holds only the image's address."""
-    if not isinstance(value, dict):
-        return EncodedImage(value)
-    data, path = value.get("bytes"), value.get("path") or ""
-    # Local paths are not followed, because a dataset's author may have written anything there.
-    if data is None and path.split("::")[-1].startswith(REMOTE_SCHEMES):
-        from datasets.utils.file_utils import xopen
+def parse_address(address: str, repository: str) -> Address | None:
+    """Return the place that a row names, or None unless it is in the dataset's own repository.
 
-        with xopen(path, "rb") as file:
-            data = file.read(MAX_ENCODED_BYTES + 1)
-    return EncodedImage(data)
+    Args:
+        address (`str`): `hf://datasets/OWNER/NAME@REVISION/PATH`, or `zip://MEMBER::` and such an address.
+        repository (`str`): the dataset's id, `OWNER/NAME`. The Hub ignores the case of its letters.
+    """
+    found = ADDRESS.fullmatch(address)
+    if found is None or address.count("::") != (found["member"] is not None):
+        return None
+    if found["repository"].lower() != repository.lower() or {"", ".", ".."} & set(found["path"].split("/")):
+        return None
+    return Address(found["file"], found["member"])
+
+
+class _Repository:
+    """Reads files of a dataset's repository, with the user's token."""
+
+    def __init__(self, name: str) -> None:
+        from huggingface_hub import HfFileSystem
+
+        self.name, self.files = name, HfFileSystem()
+        self.archive: tuple[str, zipfile.ZipFile] | None = (
+            None  # the last one, since rows of an archive are neighbours
+        )
+
+    def read(self, value: Any) -> EncodedImage:
+        """Read the image of a row: its bytes, or what lies at its address."""
+        if not isinstance(value, dict):
+            return EncodedImage(value)
+        data, path = value.get("bytes"), value.get("path")
+        if data is not None or path is None:
+            return EncodedImage(data)
+        address = parse_address(path, self.name)
+        if address is None:
+            raise PageError(f"its row names a file that is not in {self.name}, which is not opened")
+        return EncodedImage(self._read_file(address))
+
+    def _read_file(self, address: Address) -> bytes:
+        if address.member is None:
+            with self.files.open(address.file, "rb") as file:
+                return bytes(file.read(MAX_ENCODED_BYTES + 1))
+        if self.archive is None or self.archive[0] != address.file:
+            self.archive = address.file, zipfile.ZipFile(self.files.open(address.file, "rb"))
+        with self.archive[1].open(address.member) as member:
+            return member.read(MAX_ENCODED_BYTES + 1)
 
 
 def list_hub_dataset(name: str, split: str | None, column: str | None) -> ListedPages:
@@ -52,5 +105,6 @@ def list_hub_dataset(name: str, split: str | None, column: str | None) -> Listed
     data = datasets.load_dataset(name, split=split, streaming=True)
     features = data.features if data.features is not None else data._resolve_features().features
     data, column = select_images(data, features, column, name)
+    repository = _Repository(name)
     for row, example in enumerate(data):
-        yield DeferredPage(f"{name}::{split}", row, partial(_read, example[column]))
+        yield DeferredPage(f"{name}::{split}", row, partial(repository.read, example[column]))

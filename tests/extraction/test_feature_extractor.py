@@ -107,6 +107,18 @@ def test_bad_rows_raise_or_are_none(fixed: Path) -> None:
     assert mapped["error"][0] is None and "not an image" in mapped["error"][1]
 
 
+def test_rows_name_no_files_unless_asked(fixed: Path, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    rows = {"image": [str(tmp_path / "a.png"), {"bytes": None, "path": "a.png"}]}
+    with pytest.raises(ValueError, match=r"image\[0\].*its row names a file, .*image_folder"):
+        FeatureExtractor(fixed)(rows)
+    with pytest.raises(ValueError, match=r"image\[0\].*its row holds a URL, .*allow_urls"):
+        FeatureExtractor(fixed)({"image": ["http://127.0.0.1:9/a.png"]})
+    found = FeatureExtractor(fixed, image_folder=tmp_path, dtype="float32")(rows)["pooled"]
+    for row in found:
+        np.testing.assert_allclose(row, own_features(fixed, picture(0))["pooled"], atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -116,6 +128,7 @@ def test_bad_rows_raise_or_are_none(fixed: Path) -> None:
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"on_error": "skip"}, "on_error must be"),
+        ({"image_folder": "nothing"}, "image_folder must be a folder"),
         ({"mode": "huge"}, "mode must be one of"),
     ],
 )

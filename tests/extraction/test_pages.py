@@ -1,5 +1,6 @@
 """How a page becomes an image, and why some pages do not."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -51,6 +52,35 @@ def test_cells_of_an_image_column() -> None:
     for value in (None, {"bytes": None, "path": None}, b"", b"nonsense", 3):
         with pytest.raises(PageError):
             to_page_image(value)
+
+
+def test_cells_name_only_files_below_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wrote a table must not choose which of the reader's files are opened."""
+    folder, fetched = write_pictures(tmp_path / "pages", 1), []
+    picture(1).save(tmp_path / "secret.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inside.png").symlink_to(folder / "00000.png")
+    (tmp_path / "pages2").symlink_to(tmp_path)
+    inside = ["00000.png", folder / "00000.png", "inside.png", {"bytes": None, "path": "../pages/00000.png"}]
+    for value in inside:
+        assert np.array_equal(np.asarray(to_page_image(value, image_folder=folder)), np.asarray(picture(0)))
+        with pytest.raises(PageError, match="its row names a file, .*image_folder"):
+            to_page_image(value)
+    outside = [tmp_path / "secret.png", "../secret.png", "link.png", "../pages2/secret.png", "/etc/passwd", ".."]
+    for value in outside:
+        with pytest.raises(PageError, match="its row names a file outside of .*pages, which is not opened"):
+            to_page_image({"bytes": None, "path": str(value)}, image_folder=folder)
+    for name, reason in (("pipe.png", "not a regular file"), (".", "not a regular file"), ("no.png", "No such file")):
+        with pytest.raises(PageError, match=reason):
+            to_page_image(name, image_folder=folder)
+
+    url = "https://example.invalid/a.png"
+    monkeypatch.setattr("deepencoder.processing.images.download", lambda name: fetched.append(name) or encoded(2))
+    with pytest.raises(PageError, match="its row holds a URL, .*allow_urls"):
+        to_page_image({"bytes": None, "path": url}, image_folder=folder)
+    assert not fetched
+    assert to_page_image(url, allow_urls=True).size == (90, 120) and fetched == [url]
 
 
 def test_references_are_small(tmp_path: Path) -> None:

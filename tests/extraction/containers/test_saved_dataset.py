@@ -1,5 +1,7 @@
 """Folders written by `save_to_disk`."""
 
+import json
+import os
 from pathlib import Path
 
 import datasets
@@ -22,3 +24,37 @@ def test_rows_and_splits_are_listed(tmp_path: Path) -> None:
         list(list_pages([tmp_path / "two"]))
     (page,) = list_pages([tmp_path / "two"], split="test")
     assert same(page, picture(1))
+
+
+def test_rows_name_only_files_in_the_folder(tmp_path: Path) -> None:
+    """The author of a dataset may have written any path into its rows."""
+    folder = tmp_path / "saved"
+    picture(0).save(tmp_path / "secret.png")
+    paths = [
+        tmp_path / "secret.png",
+        folder / "../secret.png",
+        folder / "pipe.png",
+        "pages/1.png",
+        folder / "pages/1.png",
+    ]
+    table = {"page": [{"bytes": None, "path": str(path)} for path in paths]}
+    kind = {"page": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    datasets.Dataset.from_dict(table, features=datasets.Features(kind)).save_to_disk(folder)
+    information = json.loads((folder / "dataset_info.json").read_text())
+    information["features"]["page"] = {"_type": "Image"}
+    (folder / "dataset_info.json").write_text(json.dumps(information))
+    os.mkfifo(folder / "pipe.png")
+    (folder / "pages").mkdir()
+    picture(1).save(folder / "pages" / "1.png")
+    *outside, pipe, relative, absolute = list_pages([folder])
+    assert [page.error for page in outside] == [f"its row names a file outside of {folder}, which is not opened"] * 2
+    assert pipe.error == "it is not a regular file"
+    assert same(relative, picture(1)) and same(absolute, picture(1))
+
+
+def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"page": [1]}).save_to_disk(tmp_path / "saved")
+    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
+        (tmp_path / "saved" / name).write_bytes(b"[]")
+        with pytest.raises(ValueError, match="saved' is not a dataset that can be read: "):
+            list(list_pages([tmp_path / "saved"]))
