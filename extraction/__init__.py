@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .listing import list_pages
     from .local_engine import extract_features
     from .models import IdentifiedModel, identify_model
+    from .output_folder import verify_output
     from .outputs import DTYPES, OUTPUTS, take_outputs
     from .pages import Page, PageError, load_page
     from .ray_engine import extract_with_ray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ProcessGroup,
         Progress,
         RunOptions,
+        VerificationSummary,
     )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "ProcessGroup",
     "Progress",
     "RunOptions",
+    "VerificationSummary",
     "extract_features",
     "extract_with_ray",
     "identify_model",
@@ -44,6 +47,7 @@ __all__ = [
     "list_pages",
     "load_page",
     "take_outputs",
+    "verify_output",
 ]
 
 if not TYPE_CHECKING:
@@ -64,6 +68,7 @@ if not TYPE_CHECKING:
             "ProcessGroup": ".settings",
             "Progress": ".settings",
             "RunOptions": ".settings",
+            "VerificationSummary": ".settings",
             "extract_features": ".local_engine",
             "extract_with_ray": ".ray_engine",
             "identify_model": ".models",
@@ -71,5 +76,6 @@ if not TYPE_CHECKING:
             "list_pages": ".listing",
             "load_page": ".pages",
             "take_outputs": ".outputs",
+            "verify_output": ".output_folder",
         },
     )

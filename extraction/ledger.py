@@ -14,16 +14,18 @@ import numpy as np
 
 from ..configuration.atomic_files import write_text
 from .encoding import PageFeatures
+from .shards import list_shards, read_batches
 
-__all__ = ["DATA", "FAILURES", "FailureLog", "key_of", "merge_failures", "read_finished", "read_shards"]
+__all__ = ["FAILURES", "FailureLog", "key_of", "merge_failures", "read_finished", "read_finished_keys", "read_keys"]
 
-DATA = "data"
 FAILURES = "failures.jsonl"
+ROWS_AT_ONCE = 1 << 16  # Names of pages that are held in memory while shards are read.
 
 
 def key_of(source: str, page: int) -> int:
     """Hash a page's name to 64 bits. Among 100 million pages, two collide with odds of 1 in 3,700."""
-    return int.from_bytes(hashlib.blake2b(f"{page}\0{source}".encode(), digest_size=8).digest(), "big")
+    name = f"{page}\0{source}".encode(errors="surrogatepass")  # A file of failures may hold names that are not text.
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
 
 
 class FailureLog:
@@ -43,12 +45,23 @@ class FailureLog:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
+    """Read the failed pages of a file, and skip the lines that do not describe one.
+
+    One is the last line of a process that was killed; its page is tried again. Other hands may have written more.
+    """
+    with path.open("rb") as file:
         for line in file:
             try:
-                yield json.loads(line)
-            except ValueError:  # The last line of a process that was killed. Its page is tried again.
+                found = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if (
+                isinstance(found, dict)
+                and isinstance(found.get("source"), str)
+                and isinstance(found.get("page"), int)
+                and isinstance(found.get("reason"), str)
+            ):
+                yield found
 
 
 def merge_failures(folder: Path) -> list[dict[str, Any]]:
@@ -66,44 +79,41 @@ def merge_failures(folder: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def read_shards(folder: Path) -> list[dict[str, Any]]:
-    """List the finished shards in the order of their names.
+def read_keys(path: Path) -> np.ndarray:
+    """Read the keys of the pages in a parquet file of pages.
+
+    Raises:
+        `ValueError`: it is damaged; names it.
+    """
+    keys = [np.zeros(0, np.uint64)]
+    for batch in read_batches(path, ROWS_AT_ONCE, ["source", "page"]):
+        names = zip(batch["source"].to_pylist(), batch["page"].to_pylist(), strict=True)
+        keys.append(np.fromiter((key_of(*name) for name in names), np.uint64, len(batch)))
+    return np.concatenate(keys)
+
+
+def read_finished_keys(folder: Path) -> np.ndarray:
+    """Read the keys of the pages that are written or failed, sorted.
 
     Raises:
         `ValueError`: a shard is damaged; names it.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    found = []
-    for path in sorted((folder / DATA).glob("part-*.parquet")):
-        try:
-            rows = pyarrow.parquet.read_metadata(path).num_rows
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged; delete it to extract its pages again: {error}") from error
-        for file in (path, path.with_suffix(".safetensors")):
-            if file.exists():
-                found.append({"name": f"{DATA}/{file.name}", "rows": rows, "bytes": file.stat().st_size})
-    return found
+    keys = [read_keys(path) for path in list_shards(folder)]
+    if (folder / FAILURES).exists():
+        failed = [key_of(line["source"], line["page"]) for line in _read_lines(folder / FAILURES)]
+        keys.append(np.array(failed, np.uint64))
+    return np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.uint64)
 
 
 def read_finished(folder: Path) -> Callable[[str, int], bool]:
     """Read which pages are written or failed, and return a function that answers for one.
 
     The pages are kept as 64-bit keys, so that 100 million of them take 800 MB.
-    """
-    import pyarrow.parquet
 
-    keys: list[np.ndarray] = []
-    for shard in read_shards(folder):
-        if shard["name"].endswith(".parquet"):
-            table = pyarrow.parquet.read_table(folder / shard["name"], columns=["source", "page"], partitioning=None)
-            names = zip(table["source"].to_pylist(), table["page"].to_pylist(), strict=True)
-            keys.append(np.fromiter((key_of(*name) for name in names), np.uint64, len(table)))
-    if (folder / FAILURES).exists():
-        failed = [key_of(line["source"], line["page"]) for line in _read_lines(folder / FAILURES)]
-        keys.append(np.array(failed, np.uint64))
-    known = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.uint64)
+    Raises:
+        `ValueError`: a shard is damaged; names it.
+    """
+    known = read_finished_keys(folder)
 
     def is_finished(source: str, page: int) -> bool:
         if not len(known):

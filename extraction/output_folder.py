@@ -7,6 +7,7 @@ processes.
 
 import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -20,23 +21,33 @@ from huggingface_hub.utils import WeakFileLock
 
 from .. import __version__
 from ..configuration.atomic_files import TEMPORARY_PATTERN, write_text
-from .ledger import DATA, FAILURES, merge_failures, read_shards
+from .ledger import FAILURES, merge_failures
+from .listing import is_streamed
 from .outputs import OUTPUTS
-from .settings import FORMATS, ExtractionSettings, ExtractionSummary, RunOptions
+from .settings import FORMATS, ExtractionSettings, ExtractionSummary, RunOptions, VerificationSummary
+from .shards import (
+    DATA,
+    SEPARATE_SUFFIX,
+    DamagedShardError,
+    list_shards,
+    read_shards,
+    set_aside,
+    verify_shard,
+)
+from .staging import collect_left
 
 __all__ = [
-    "STAGING",
-    "collect_staged",
     "finish_output",
     "lock_output",
     "lock_rank",
     "open_output",
+    "verify_output",
 ]
 
 MANIFEST = "manifest.json"
+PLACES = "source_places"  # Key of the manifest: where the sources are, however they were spelled.
 CARD = "README.md"
 LOCK = ".lock"
-STAGING = ".ray"  # Ray writes here, as a task that dies leaves half a file.
 LOCK_TIMEOUT = 0.1  # Seconds. With 0, WeakFileLock gives up before its first attempt.
 
 
@@ -50,13 +61,21 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _check_is_folder(output: Path) -> None:
+    if output.is_symlink() and not output.exists():
+        raise ValueError(f"output {output} is a link to {os.readlink(output)}, which does not exist.")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {output} is a file, not a folder.")
+
+
 @contextmanager
 def lock_output(output: Path) -> Iterator[None]:
     """Keep other runs away from a folder, which is created if it is missing. The first process of a run calls this.
 
     Raises:
-        `ValueError`: another run uses the folder, or a process that outlived its run.
+        `ValueError`: another run uses the folder, or a process that outlived its run; or it is not a folder.
     """
+    _check_is_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     with _lock(output / LOCK):
         for path in output.glob(f"{LOCK}-*"):  # Processes of other ranks hold these.
@@ -76,29 +95,76 @@ def lock_rank(output: Path, rank: int) -> Iterator[None]:
         yield
 
 
-def _read_manifest(output: Path, settings: ExtractionSettings, resume: bool) -> dict[str, Any]:
-    """Return the manifest of earlier work, or that of new work."""
-    wanted = json.loads(json.dumps(asdict(settings)))
+def _check_pyarrow() -> None:
+    if find_spec("pyarrow") is None:
+        raise ImportError('Shards need pyarrow: pip install "deepencoder[extract]".')
+
+
+def _is_manifest(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("settings"), dict)
+        and isinstance(shards := value.get("shards", []), list)
+        and all(isinstance(shard, dict) and isinstance(shard.get("name"), str) for shard in shards)
+        and all(isinstance(shard.get("bytes"), int) for shard in shards)
+    )
+
+
+def _load_manifest(output: Path) -> dict[str, Any] | None:
+    """Return the manifest of earlier work, or None if there is none.
+
+    Raises:
+        `ValueError`: it is damaged, or something else.
+    """
     path = output / MANIFEST
-    if not path.exists():
-        if any(not entry.name.startswith(".") for entry in output.iterdir()):
-            raise ValueError(f"output {output} is not empty, and has no {MANIFEST} of earlier work.")
-        return {"settings": wanted}
-    if not resume:
-        raise ValueError(f"output {output} holds earlier work: choose another folder, or resume.")
     try:
         manifest = json.loads(path.read_bytes())
-        found = manifest["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"output {output}: {MANIFEST} is damaged: {error!r}") from error
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if not _is_manifest(manifest):
+        raise ValueError(f"{path} is damaged: it does not describe an extraction.")
+    return dict(manifest)
+
+
+def _recorded_sizes(manifest: dict[str, Any]) -> dict[str, int]:
+    return {shard["name"]: shard["bytes"] for shard in manifest.get("shards", [])}
+
+
+def _find_places(sources: Sequence[str]) -> list[str]:
+    """Return the sources as absolute paths and patterns; ids of datasets on the Hub stay as they are."""
+    return [source if is_streamed(source) else os.path.abspath(source) for source in sources]
+
+
+def _describe_changes(manifest: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Say which settings, or places of sources, differ from those of earlier work."""
+    found = manifest["settings"]
     changed = [
-        f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
+        f"{name} was {found.get(name)!r} and is {wanted['settings'].get(name)!r}"
+        for name in sorted({*found, *wanted["settings"]})
+        if found.get(name) != wanted["settings"].get(name)
     ]
+    places = manifest.get(PLACES)  # Earlier versions did not record them.
+    if not changed and places is not None and places != wanted[PLACES]:
+        changed.append(f"its sources were {places!r} and are {wanted[PLACES]!r}")
+    return changed
+
+
+def _read_manifest(output: Path, settings: ExtractionSettings, resume: bool) -> dict[str, Any]:
+    """Return the manifest of earlier work, or that of new work."""
+    wanted = {"settings": json.loads(json.dumps(asdict(settings))), PLACES: _find_places(settings.sources)}
+    manifest = _load_manifest(output)
+    if manifest is None:
+        if any(not entry.name.startswith(".") for entry in output.iterdir()):
+            raise ValueError(f"output {output} is not empty, and has no {MANIFEST} of earlier work.")
+        return wanted
+    if not resume:
+        raise ValueError(f"output {output} holds earlier work: choose another folder, or resume.")
+    changed = _describe_changes(manifest, wanted)
     if changed:
         raise ValueError(f"output {output} was made with other settings: {'; '.join(changed)}.")
-    return dict(manifest)
+    return manifest | wanted
 
 
 def _check_place(output: Path, sources: Sequence[str]) -> None:
@@ -113,26 +179,47 @@ def _remove_unfinished(output: Path) -> None:
     for folder in (output, output / DATA):
         for path in folder.glob(TEMPORARY_PATTERN):
             path.unlink()
-    for path in (output / DATA).glob("part-*.safetensors"):
+    for path in (output / DATA).glob(f"part-*{SEPARATE_SUFFIX}"):
         if not path.with_suffix(".parquet").exists():
             path.unlink()
 
 
-def collect_staged(output: Path) -> None:
-    """Move the complete files that Ray wrote to the other shards, and remove the incomplete ones."""
-    import pyarrow
-    import pyarrow.parquet
-
-    for path in sorted((output / STAGING).glob("**/*.parquet")):
+def _find_damaged(output: Path, manifest: dict[str, Any]) -> Iterator[DamagedShardError]:
+    """Read every shard back, and yield what is wrong with those that are damaged."""
+    sizes = _recorded_sizes(manifest)
+    for path in list_shards(output):
         try:
-            rows = pyarrow.parquet.read_metadata(path).num_rows
-        except (pyarrow.ArrowException, OSError):
-            rows = 0  # The process that wrote it was killed.
-        if rows:
-            (output / DATA).mkdir(exist_ok=True)
-            path.replace(output / DATA / f"part-ray-{path.stem}.parquet")
-        else:
-            path.unlink()
+            verify_shard(path, sizes)
+        except DamagedShardError as error:
+            yield error
+
+
+def verify_output(output: Path) -> VerificationSummary:
+    """Read everything back that an extraction wrote. Nothing is changed, and a run may go on meanwhile.
+
+    Shards of earlier versions have no checksums; of these, only the damage that makes them unreadable is found.
+
+    Raises:
+        `ImportError`: pyarrow is missing.
+        `ValueError`: the folder holds no extraction, or its manifest is damaged.
+    """
+    _check_pyarrow()
+    manifest = _load_manifest(output)
+    if manifest is None:
+        raise ValueError(f"output {output} holds no extraction: it has no {MANIFEST}.")
+    sizes, damaged, found = _recorded_sizes(manifest), {}, []
+    for path in list_shards(output):
+        try:
+            found += verify_shard(path, sizes)
+        except DamagedShardError as error:
+            damaged[f"{DATA}/{path.name}"] = error.reason
+    missing = {name: "it is missing" for name in sizes if name.endswith(".parquet") and not (output / name).exists()}
+    return VerificationSummary(
+        pages=sum(file["rows"] for file in found if file["name"].endswith(".parquet")),
+        shards=len(found),
+        bytes=sum(file["bytes"] for file in found),
+        damaged=damaged | missing,
+    )
 
 
 def _make_card(settings: ExtractionSettings) -> str:
@@ -170,19 +257,24 @@ def open_output(output: Path, settings: ExtractionSettings, options: RunOptions)
         `ImportError`: pyarrow is missing; names the extra that installs it.
         `OSError`: the folder cannot be written.
         `ValueError`: the folder lies in a source, holds something else or work with other settings (says which), or
-            holds any work and `options.resume` is off.
+            holds any work and `options.resume` is off; or a shard is damaged and `options.redo_damaged` is off.
     """
-    if find_spec("pyarrow") is None:
-        raise ImportError('Shards need pyarrow: pip install "deepencoder[extract]".')
+    _check_pyarrow()
     output.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(output, settings, options.resume)
     _check_place(output, settings.sources)
     _remove_unfinished(output)
-    collect_staged(output)
+    if options.redo_damaged:
+        for shard in _find_damaged(output, manifest):
+            set_aside(output, shard.path)
+    shards = read_shards(output, _recorded_sizes(manifest))
+    collect_left(output)
     merge_failures(output)
     if options.retry_failed:
         (output / FAILURES).unlink(missing_ok=True)
-    # Written before the work begins, so that the manifest is true whatever ends this run.
+    # Written before the work begins, so that the manifest is true whatever ends this run. It forgets the shards that
+    # are gone, since new ones may get their names.
+    manifest |= {"shards": shards} if "shards" in manifest else {}
     write_text(output / MANIFEST, json.dumps(manifest | {"done": False}, indent=2))
     if not (output / CARD).exists():
         write_text(output / CARD, _make_card(settings))
@@ -214,6 +306,7 @@ def finish_output(
     written, newly_failed, stopped = (sum(values) for values in zip(*counts, strict=True))
     manifest = {
         "settings": asdict(settings),
+        PLACES: _find_places(settings.sources),
         "versions": _versions(),
         "done": not stopped,
         "pages": pages,

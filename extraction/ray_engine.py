@@ -1,8 +1,8 @@
 """Extracts the features of a corpus with Ray Data: on a cluster, with Ray's scheduling, retries and back-pressure.
 
 Unusual: nothing here schedules anything. Tasks list the pages of one file each, further tasks decode pages, actors
-that hold the model encode them, and Ray writes the rows. Ray writes into a hidden folder, as a task that dies leaves
-half a file; complete files move to the other shards at the end, or at the start of the next run of either engine.
+that hold the model encode them, and Ray writes the rows, into a folder from which complete files move to the other
+shards.
 """
 
 import logging
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from .arrow import to_table
 from .encoding import PageEncoder
-from .ledger import FailureLog, merge_failures, read_finished, read_shards
+from .ledger import FailureLog, merge_failures, read_finished
 from .listing import NoImagesError, list_files
-from .output_folder import STAGING, collect_staged, finish_output, lock_output, open_output
+from .output_folder import finish_output, lock_output, open_output
 from .pages import FailedPage, Page
 from .preparation import PageLoader, not_prepared
 from .settings import BadPageError, ExtractionSettings, ExtractionSummary, RunOptions
+from .shards import read_shards
+from .staging import collect_staged, new_staging
 from .workers import DiedError, Worker
 
 if TYPE_CHECKING:
@@ -174,13 +176,14 @@ def extract_with_ray(
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        staging = new_staging(output)
         features = _plan(files, settings, output, load, image_processor, options, actors)
         try:
-            features.write_parquet(str(output / STAGING), min_bytes_per_file=options.shard_size)
+            features.write_parquet(str(staging), min_bytes_per_file=options.shard_size, write_page_checksum=True)
         except ray.exceptions.RayError as error:
             bad_page = re.search(r"BadPageError: (.+)", str(error))  # Only the text of the error comes back.
             raise BadPageError(bad_page[1]) if bad_page else RuntimeError(str(error)) from error
         finally:
-            collect_staged(output)
+            collect_staged(output, staging)
         written, failed = _count_rows(output) - before, len(merge_failures(output)) - failed_before
         return finish_output(output, settings, [(written, failed, False)], time.monotonic() - started)

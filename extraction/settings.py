@@ -24,6 +24,7 @@ __all__ = [
     "ProcessGroup",
     "Progress",
     "RunOptions",
+    "VerificationSummary",
 ]
 
 FORMATS = {
@@ -108,6 +109,8 @@ class RunOptions:
         shard_seconds: seconds after which a shard is closed whatever its size. The Ray engine ignores it.
         resume: continue earlier work in the output folder instead of refusing the folder.
         retry_failed: try the pages again that failed in earlier runs.
+        redo_damaged: read all shards of earlier runs back first, set damaged ones aside in the folder `damaged`, and
+            extract their pages again. Without it, a shard that is seen to be damaged ends the run.
         strict: end the run at the first page that cannot be used. The page is not recorded as failed.
         count: list the corpus once in advance, so that [`Progress`] has a total. Streamed datasets are not counted.
     """
@@ -119,6 +122,7 @@ class RunOptions:
     shard_seconds: float = 1800.0
     resume: bool = True
     retry_failed: bool = False
+    redo_damaged: bool = False
     strict: bool = False
     count: bool = True
 
@@ -180,3 +184,20 @@ class ExtractionSummary:
     bytes: int
     seconds: float
     done: bool
+
+
+@dataclass
+class VerificationSummary:
+    """What was found when a folder of features was read back.
+
+    Args:
+        pages: number of rows in the whole shards.
+        shards: number of files of the whole shards.
+        bytes: total size of these files.
+        damaged: what is wrong with each of the other shards, by the name of its parquet file.
+    """
+
+    pages: int
+    shards: int
+    bytes: int
+    damaged: dict[str, str]

@@ -15,9 +15,9 @@ import numpy as np
 from ..configuration.atomic_files import replaced_file
 from .arrow import list_sizes, page_schema, to_table
 from .encoding import PageFeatures
-from .ledger import DATA
 from .outputs import DTYPES
 from .settings import ExtractionSettings, RunOptions
+from .shards import DATA, SEPARATE_SUFFIX, record_tensors
 
 if TYPE_CHECKING:
     import pyarrow
@@ -140,15 +140,16 @@ class ShardWriter:
         import pyarrow.parquet
 
         if self._parquet is None:
-            temporary = self._shard.enter_context(replaced_file(self._path("parquet")))
+            # With separate tensors, all rows of a shard are written at once.
+            record = self._write_tensors(rows) if self.has_separate_tensors else None
+            temporary = self._shard.enter_context(replaced_file(self._path(".parquet")))
             file = self._shard.enter_context(temporary.open("wb"))
-            self._parquet = pyarrow.parquet.ParquetWriter(file, self.schema, **self._encoding())
-        if self.has_separate_tensors:
-            self._write_tensors(rows)
+            schema = self.schema.with_metadata(record)
+            self._parquet = pyarrow.parquet.ParquetWriter(file, schema, **self._encoding())
         self._parquet.write_table(to_table(rows, self.schema, self.constants))
 
     def _path(self, suffix: str) -> Path:
-        return self.folder / f"part-{self.rank:05d}-{self._next:06d}.{suffix}"
+        return self.folder / f"part-{self.rank:05d}-{self._next:06d}{suffix}"
 
     def _encoding(self) -> dict[str, Any]:
         """Return the options of the parquet writer.
@@ -162,14 +163,15 @@ class ShardWriter:
             "use_dictionary": [name for name in facts if name != "grid"],
             "write_statistics": [name for name in facts if name != "grid"],
             "compression": {field.name: "none" for field in features} | {name: "zstd" for name in facts},
+            "write_page_checksum": True,
         }
         if DTYPES[self.dtype] != self.dtype:
             leaves = [field.name + ".list.element" * len(list_sizes(field.type)[0]) for field in features]
             options |= {"use_byte_stream_split": leaves, "compression": "zstd"}
         return options
 
-    def _write_tensors(self, rows: list[PageFeatures]) -> None:
-        """Write tensors `ROW.OUTPUT` for the rows of a parquet file.
+    def _write_tensors(self, rows: list[PageFeatures]) -> dict[bytes, bytes]:
+        """Write tensors `ROW.OUTPUT` for the rows of a parquet file, and return what that file records of them.
 
         The file gets its name before the parquet file does, since only the latter counts as a finished shard.
         """
@@ -182,5 +184,6 @@ class ShardWriter:
             for name, array in row.outputs.items()
         }
         metadata = {"model": self.constants["model"], "commit": self.constants["commit"]}
-        with replaced_file(self._path("safetensors")) as temporary:
+        with replaced_file(self._path(SEPARATE_SUFFIX)) as temporary:
             save_file(tensors, temporary, metadata)
+            return record_tensors(temporary)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
-import pytest
 
 from deepencoder.extraction import Page, PageFeatures, RunOptions
 from deepencoder.extraction.arrow import page_schema
-from deepencoder.extraction.ledger import FailureLog, key_of, merge_failures, read_finished, read_shards
+from deepencoder.extraction.ledger import FailureLog, key_of, merge_failures, read_finished, read_keys
 from deepencoder.extraction.shard_writer import ShardWriter
 
 from .helpers import settings
@@ -25,7 +24,7 @@ def write_shard(output: Path, *pages: Page) -> Path:
 
 
 def test_written_and_failed_pages_are_finished(tmp_path: Path) -> None:
-    assert not read_finished(tmp_path)("a", 0) and read_shards(tmp_path) == []
+    assert not read_finished(tmp_path)("a", 0)
     write_shard(tmp_path, Page("a", 0), Page("a", 1))
     shard = write_shard(tmp_path, Page("b", 7))
     FailureLog(tmp_path, 3).add(PageFeatures(Page("c", 2), error="it is empty"))
@@ -34,9 +33,7 @@ def test_written_and_failed_pages_are_finished(tmp_path: Path) -> None:
     names = [("a", 0), ("a", 1), ("b", 7), ("c", 2)]
     assert all(is_finished(*name) for name in names)
     assert not any(is_finished(*name) for name in (("a", 2), ("b", 0), ("c", 7), ("a0", 0)))
-    first, second = read_shards(tmp_path)
-    assert (first["rows"], second["rows"]) == (2, 1)
-    assert second == {"name": f"data/{shard.name}", "rows": 1, "bytes": shard.stat().st_size}
+    assert read_keys(shard).tolist() == [key_of("b", 7)]
 
 
 def test_keys_tell_names_from_numbers() -> None:
@@ -62,9 +59,14 @@ def test_failures_of_all_processes_are_merged(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == merged == merge_failures(tmp_path)
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path, Page("a", 0))
-    shard.write_bytes(shard.read_bytes()[:-20])
-    for read in (read_shards, read_finished):
-        with pytest.raises(ValueError, match=f"{shard.name} is damaged; delete it"):
-            read(tmp_path)
+def test_lines_that_are_no_failures_are_skipped(tmp_path: Path) -> None:
+    good = {"source": "a", "page": 1, "reason": "it is empty"}
+    odd = [b"1", b"[]", b"null", b'"x"', b"{}", b"\xff", b"[" * 100_000, b'{"source": 1, "page": 2, "reason": "x"}']
+    odd += [b'{"source": "a", "page": "1", "reason": "x"}', b'{"source": "a", "page": []}', b"9" * 5000]
+    strange = json.dumps({"source": "\udcff", "page": 0, "reason": "\udcff"}).encode()
+    content = b"\n".join([*odd, json.dumps(good).encode(), strange])
+    (tmp_path / "failures.jsonl").write_bytes(content)
+    (tmp_path / ".failures-00001.jsonl").write_bytes(content)
+    is_finished = read_finished(tmp_path)
+    assert is_finished("a", 1) and not is_finished("a", 2)
+    assert merge_failures(tmp_path)[0] == good and len(merge_failures(tmp_path)) == 2

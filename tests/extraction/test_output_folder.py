@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
-from deepencoder.extraction import Progress
+from deepencoder.extraction import Progress, verify_output
 from deepencoder.extraction.output_folder import lock_output, lock_rank
 
 from .corpus import picture, write_pictures
 from .helpers import Load, alone, extract, list_pages_of, rows_of, settings
+from .test_shards import flip_in_column
 
 
 def test_other_settings_and_other_folders_are_refused(load: Load, tmp_path: Path) -> None:
@@ -95,13 +97,50 @@ def test_what_a_kill_left_is_cleared_away(load: Load, tmp_path: Path) -> None:
     shard.replace(output / ".ray" / shard.name)
     (output / ".ray" / "half.parquet").write_bytes(b"PAR1")
     assert extract(settings(corpus), output, load).written == 0
-    assert not list((output / ".ray").iterdir())
-    (shard,) = (output / "data").iterdir()
-    shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="part-.*.parquet is damaged"):
+    assert not (output / ".ray").exists()
+
+
+def test_damaged_shards_are_redone_on_request(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 4), tmp_path / "output"
+    extract(settings(corpus), output, load, shard_size=1, workers=0)
+    first, second, third, fourth = sorted((output / "data").iterdir())
+    before = rows_of(output)
+    first.write_bytes(first.read_bytes()[:-20])  # seen at once
+    flip_in_column(second, pyarrow.parquet.read_metadata(second).num_columns - 1)  # seen when the features are read
+    third.unlink()
+    found = verify_output(output)
+    assert (found.pages, found.shards, found.bytes) == (1, 1, fourth.stat().st_size)
+    assert sorted(found.damaged) == [f"data/{shard.name}" for shard in (first, second, third)]
+    assert found.damaged[f"data/{third.name}"] == "it is missing"
+    with pytest.raises(ValueError, match=f"{first.name} is damaged"):
         extract(settings(corpus), output, load)
-    shard.unlink()  # as the message says
-    assert extract(settings(corpus), output, load).written == 3
+    summary = extract(settings(corpus), output, load, redo_damaged=True)
+    assert (summary.written, summary.pages) == (3, 4) and len(list((output / "damaged").iterdir())) == 2
+    assert sorted(rows_of(output), key=str) == sorted(before, key=str)
+    found = verify_output(output)
+    assert (found.pages, found.damaged) == (4, {})
+
+
+def test_new_shards_may_have_the_names_of_deleted_ones(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 2), tmp_path / "output"
+    extract(settings(corpus), output, load)
+    (shard,) = (output / "data").iterdir()
+    shard.unlink()
+    picture(9).save(corpus / "new.png")
+    with pytest.raises(KeyboardInterrupt):  # a run that is killed after its first shard
+
+        def kill(_: Progress) -> None:
+            if list((output / "data").glob("part*")):
+                raise KeyboardInterrupt
+
+        extract(settings(corpus), output, load, shard_size=1, workers=0, on_progress=kill)
+    assert shard.exists()
+    assert extract(settings(corpus), output, load).pages == 3
+
+
+def test_only_the_folder_of_an_extraction_is_verified(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no extraction"):
+        verify_output(tmp_path)
 
 
 def test_the_card_describes_the_outputs(load: Load, tmp_path: Path) -> None:
