@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.dynamic_module_utils import get_relative_import_files
+
 from .atomic_files import write_text
 from .package_services import call_service
 
@@ -42,11 +44,24 @@ def register_remote_code(owner: Any, auto_class: str) -> None:
         owner.register_for_auto_class(auto_class)
 
 
-def _copy_neighbours(owner: type, folder: Path) -> None:
-    """Copy all the code that was loaded with a class, as the `auto_map` of a configuration also names the model."""
-    for path in Path(str(sys.modules[owner.__module__].__file__)).parent.glob("*_*.py"):
-        if not path.name.startswith("__"):
-            shutil.copyfile(path, folder / path.name)
+def _module_of(value: Any) -> str | None:
+    """Return the module that a value of an `auto_map` names, `"module.Class"` or `"owner/name--module.Class"`."""
+    module = str(value).rpartition("--")[2].partition(".")[0]
+    return module if module.isidentifier() else None  # Anything else may be a path.
+
+
+def _copy_named_code(owner: type, path: Path) -> None:
+    """Copy the code that the `auto_map` of a saved file names, with what it imports, from where a class was loaded.
+
+    transformers copies the code of the class itself, but the `auto_map` of a configuration also names the model.
+    """
+    folder = Path(str(sys.modules[owner.__module__].__file__)).parent
+    auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
+    for module in map(_module_of, auto_map.values() if isinstance(auto_map, dict) else ()):
+        root = folder / f"{module}.py"
+        if module is not None and root.is_file():
+            for file in (root, *map(Path, get_relative_import_files(root))):
+                shutil.copyfile(file, path.with_name(file.name))
 
 
 class SharedPart:
@@ -72,7 +87,7 @@ class SharedPart:
         hub = {key: kwargs.pop(key) for key in names if push_to_hub and key in kwargs}
         result = super().save_pretrained(os.fspath(save_directory), **kwargs)  # type: ignore[misc]
         if self._auto_class is not None:  # type: ignore[attr-defined]
-            _copy_neighbours(type(self), Path(save_directory))
+            _copy_named_code(type(self), Path(save_directory) / name)
         settle_auto_map(Path(save_directory) / name, **{auto_class: flat_name(type(self))})
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).resolve().name), **hub)
@@ -106,6 +121,6 @@ def settle_auto_map(path: Path, **own: str) -> None:
     known = before if isinstance(before, dict) else {}
     # "owner/name--module.Class" refers to code in another repository: keep only "module.Class".
     entries = {name: value.rpartition("--")[2] for name, value in known.items() if isinstance(value, str)} | own
-    beside = {name: value for name, value in entries.items() if (path.parent / f"{value.split('.')[0]}.py").is_file()}
+    beside = {name: value for name, value in entries.items() if path.with_name(f"{_module_of(value)}.py").is_file()}
     if beside != (before or {}):
         write_text(path, dump_json(content | ({"auto_map": beside} if beside else {})))

@@ -28,6 +28,7 @@ class Absent(MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 
 import torch  # noqa: E402
+from huggingface_hub import HfApi  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import AutoConfig, AutoModel, pipeline  # noqa: E402
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # noqa: E402
@@ -69,9 +70,21 @@ def check_saving(job: dict[str, Any], model: Any, config: Any, processor: Any) -
 
 def check_pushing(job: dict[str, Any], *parts: Any) -> None:
     """Push what was loaded, and load it from there."""
-    for part in parts:
+    for index, part in enumerate(parts):
+        # Where the code is, other files may be, too.
+        Path(str(sys.modules[type(part).__module__].__file__)).with_name("modeling_private.py").write_text("private")
         part.push_to_hub(job["push"], token="hf_secret")
+        check_push(job, f"{job['push']}{index}", Path(job["folder"]) / f"pushed {index}", part)
     check(job, job["push"])
+
+
+def check_push(job: dict[str, Any], repo_id: str, folder: Path, part: Any) -> None:
+    """Save to a folder that holds a private file, and push: the private file stays."""
+    folder.mkdir()
+    (folder / "id_rsa").write_text("private")
+    part.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, token="hf_secret")
+    names = set(HfApi(token="hf_secret").list_repo_files(repo_id))
+    assert len(names) > 2 and not names & {"id_rsa", "modeling_private.py"}, names
 
 
 def check_refusals(model: Any, source: str, **options: Any) -> None:
