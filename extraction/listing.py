@@ -6,6 +6,7 @@ every time and in every process, so each process can take its share without coor
 
 import glob
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ from .containers.kinds import (
 from .pages import FailedPage, ImagePage, Page
 
 __all__ = ["NoImagesError", "Selector", "is_streamed", "list_files", "list_pages"]
+
+LOOKS_ESCAPED = re.compile(r"\\ud[89a-f][0-9a-f]{2}")  # how a byte that is not text is written
 
 Selector = Callable[[int, str, int], bool]
 """Whether a page is wanted. Takes its index in the corpus, its source and its page number."""
@@ -125,9 +128,15 @@ def _list_all(sources: list[str], options: ListingOptions, left_out: str | os.Pa
 
 
 def _with_printable_source(page: Page | DeferredPage) -> Page | DeferredPage:
-    """Escape bytes of a file name that are not valid text, since names are written to a text column."""
-    source = page.source.encode(errors="backslashreplace").decode()
-    return page if source == page.source else replace(page, source=source)
+    """Escape bytes of a file name that are not valid text, since names are written to a text column.
+
+    Two names never become the same one: in a name that is escaped, backslashes are doubled, and a name that looks as
+    if it were escaped is escaped as well.
+    """
+    if not LOOKS_ESCAPED.search(page.source.encode(errors="backslashreplace").decode()):
+        return page
+    source = page.source.replace("\\", "\\\\").encode(errors="backslashreplace").decode()
+    return replace(page, source=source)
 
 
 def list_pages(

@@ -104,6 +104,18 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     assert page.source.endswith("a\\udcff.png") and same(page, picture(0))
 
 
+@pytest.mark.skipif(os.sep == "\\", reason="names have no backslashes")
+def test_no_two_names_are_listed_as_the_same(tmp_path: Path) -> None:
+    names = [b"a\xff.png", rb"a\udcff.png", rb"a\\udcff.png", b"a\\\xff.png", rb"a\b.png", rb"a\\b.png"]
+    for number, name in enumerate(names):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(encoded(number))
+    listed = [os.path.basename(page.source) for page in list_pages([tmp_path])]
+    assert len(set(listed)) == len(names)
+    # Ordinary names stay as they are, and so do most names with bytes that are not text.
+    assert {r"a\udcff.png", r"a\b.png", r"a\\b.png"} <= set(listed)
+
+
 def test_libraries_are_imported_when_they_are_needed(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "a.png")
     command = [sys.executable, "-m", "tests.programs.lazy_libraries", str(tmp_path)]

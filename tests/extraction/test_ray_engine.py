@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.extraction import BadPageError, ExtractionSettings, RunOptions
+from deepencoder.extraction import BadPageError, ExtractionSettings, RunOptions, verify_output
 from deepencoder.extraction.pages import FailedPage
 from deepencoder.extraction.ray_engine import _Lister, extract_with_ray
 
 from .helpers import extract
+from .test_shards import flip_in_column
 
 ray = pytest.importorskip("ray")
 
@@ -117,18 +118,23 @@ def test_an_actor_killed_half_way_loses_no_page(cluster: None, corpus: Path, tmp
     assert rows(tmp_path / "ray") == rows(tmp_path / "plain")
     failures = (tmp_path / "ray" / "failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["source"] for line in failures] == [str(corpus / "broken.png")]
-    assert not list((tmp_path / "ray").glob(".ray/**/*.parquet"))
+    assert not list((tmp_path / "ray").glob(".ray*"))
 
     # A killed run leaves half a file and a complete one that was not moved, and a page is added. Either engine
     # continues.
     output = tmp_path / "ray"
     whole = next((output / "data").glob("*.parquet"))
+    flip_in_column(whole, 0)
+    assert list(verify_output(output).damaged) == [f"data/{whole.name}"]
+    flip_in_column(whole, 0)
+    assert verify_output(output).damaged == {}
+    (output / ".ray").mkdir()
     (output / ".ray" / "half.parquet").write_bytes(whole.read_bytes()[:-100])
     whole.replace(output / ".ray" / whole.name)
     Image.new("RGB", (30, 30)).save(corpus / "late.png")
     again = run(settings, output, Load())
     assert (again.pages, again.written, again.newly_failed) == (PAGES + 1, 1, 0)
-    assert not list((output / ".ray").glob("**/*.parquet"))
+    assert not list(output.glob(".ray*"))
     assert extract(settings, output, Load(), workers=0).written == 0
     assert extract(settings, tmp_path / "plain", Load(), batch_size=1, workers=0).written == 1
     assert rows(output) == rows(tmp_path / "plain")
