@@ -158,3 +158,67 @@ def test_locks_end_with_their_block(tmp_path: Path) -> None:
         with lock_output(tmp_path / "output"), lock_rank(tmp_path / "output", 1):
             with pytest.raises(ValueError, match="in use"), lock_rank(tmp_path / "output", 1):
                 pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        b"1",
+        b"null",
+        b"{}",
+        b'{"settings": []}',
+        b'{"settings": {}, "shards": {}}',
+        b'{"settings": {}, "shards": [1]}',
+        b'{"settings": {}, "shards": [{"name": 1, "bytes": 1}]}',
+        b'{"settings": {}, "shards": [{"name": "data/x"}]}',
+    ],
+    ids=range(10),
+)
+def test_manifests_of_odd_shape_are_named(load: Load, tmp_path: Path, content: bytes) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 1), tmp_path / "output"
+    output.mkdir()
+    (output / "manifest.json").write_bytes(content)
+    for act in (lambda: extract(settings(corpus), output, load), lambda: verify_output(output)):
+        with pytest.raises(ValueError, match="manifest.json is damaged") as caught:
+            act()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    (output / "manifest.json").write_text('{"settings": {"sources": 1, "other": []}, "source_places": 3}')
+    with pytest.raises(ValueError, match="made with other settings"):
+        extract(settings(corpus), output, load)
+
+
+def test_an_output_that_is_no_folder_is_refused(load: Load, tmp_path: Path) -> None:
+    corpus = write_pictures(tmp_path / "corpus", 1)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="output .*file is a file, not a folder"):
+        extract(settings(corpus), tmp_path / "file", load)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="output .*link is a link to .*gone, which does not exist"):
+        extract(settings(corpus), tmp_path / "link", load)
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("spelling", ["pages", "pages/*.png"])
+def test_the_same_spelling_in_another_folder_is_refused(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    output = tmp_path / "output"
+    for name, first in (("a", 0), ("b", 5)):
+        (tmp_path / name / "pages").mkdir(parents=True)
+        picture(first).save(tmp_path / name / "pages" / "0.png")
+    monkeypatch.chdir(tmp_path / "a")
+    for _ in range(2):
+        extract(settings(Path(spelling)), output, load, workers=0)
+    assert [row["source"] for row in rows_of(output)] == ["pages/0.png"]  # as it is spelled
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    assert manifest["source_places"] == [str(tmp_path / "a" / spelling)]
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match="sources were .*/a/pages.* and are .*/b/pages"):
+        extract(settings(Path(spelling)), output, load, workers=0)
+    # Manifests of earlier versions have no places; nor has one whose owner says that the corpus moved.
+    del manifest["source_places"]
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    assert extract(settings(Path(spelling)), output, load, workers=0).written == 0
+    assert json.loads((output / "manifest.json").read_bytes())["source_places"] == [str(tmp_path / "b" / spelling)]
