@@ -114,7 +114,7 @@ def open_checkpoint(source: str | Path, hub: HubOptions | None = None) -> Checkp
 
     Args:
         source: a folder with a checkpoint (an index of shards, safetensors files or pickles), a single such file, or
-            the id of a model on the Hub. Pickles are loaded with `weights_only=True`.
+            the id of a model on the Hub. Pickles are read as data; no code in them is run.
         hub ([`HubOptions`], *optional*): how to download from the Hub.
 
     Raises:

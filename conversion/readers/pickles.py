@@ -1,62 +1,55 @@
 """Checkpoints in pickles: what `torch.save` and `torch.jit.save` write.
 
-Unusual: no code of the file runs. State dicts are loaded with `weights_only=True`, TorchScript archives are read as
-data.
+Unusual: no code of the file runs, and no function of torch interprets it. Both formats are read as data; see
+`data_pickles.py`.
 """
 
-import re
 import zipfile
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from .data_pickles import PickledTensor
 from .stored_tensors import StoredTensor, check_names
-from .torchscript import is_torchscript, load_torchscript_state_dict
+from .torch_files import open_archive, open_old_file
+from .torchscript import is_torchscript, tensors_of_modules
 
 __all__ = ["open_pickle"]
 
 # Keys under which training scripts put the state dict.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "module")
+MOST_NESTS = 10  # A dict may contain itself.
 
 
 def open_pickle(path: Path) -> dict[str, StoredTensor]:
     """Open a `.pth`, `.pt` or `.bin` file.
 
     Raises:
+        `OSError`: the file cannot be read.
         `ValueError`: the file is damaged, needs its own code to be loaded, or contains no dict of tensors.
     """
-    content = _load(path)
-    while isinstance(content, Mapping):
-        nested = [content[key] for key in NESTED_KEYS if isinstance(content.get(key), Mapping)]
-        if not nested:
-            break
-        content = nested[0]
-    tensors: dict[str, torch.Tensor] = {}
-    if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    try:
+        saved = (open_archive if zipfile.is_zipfile(path) else open_old_file)(path)
+        found = tensors_of_modules(saved.content) if is_torchscript(path) else _find_state_dict(saved.content)
+        tensors = {name: saved.describe(tensor) for name, tensor in found.items()}
+    except OSError:
+        raise
+    except Exception as error:  # A damaged pickle can raise anything.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is damaged or cannot be read without running its code: {lines[0]}") from error
     if not tensors:
         raise ValueError(f"{path} contains no dict of tensors.")
     check_names(tensors, str(path))
-    return {name: _describe(tensor, partial(tensors.__getitem__, name)) for name, tensor in tensors.items()}
+    return tensors
 
 
-def _load(path: Path) -> Any:
-    try:
-        if is_torchscript(path):
-            return load_torchscript_state_dict(path)
-        # The file is mapped where possible, as the encoder may be a small part of it. Files written by torch before
-        # version 1.6 are not zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # Unpickling can raise anything.
-        refused = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|archive refers to) (\S+)", str(error))
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"it refers to {refused[1]}" if refused else lines[0]
-        raise ValueError(f"{path} is damaged or cannot be read without running its code: {reason}") from error
-
-
-def _describe(tensor: torch.Tensor, read: Callable[[], torch.Tensor]) -> StoredTensor:
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-    return StoredTensor(tuple(tensor.shape) if dense else (), tensor.dtype if dense else None, read=read)
+def _find_state_dict(content: Any) -> dict[str, PickledTensor]:
+    """Return the tensors of the innermost dict, which training scripts put into others."""
+    for _ in range(MOST_NESTS):
+        if not isinstance(content, Mapping):
+            return {}
+        nested = [content[key] for key in NESTED_KEYS if isinstance(content.get(key), Mapping)]
+        if not nested:
+            return {name: value for name, value in content.items() if isinstance(value, PickledTensor)}
+        content = nested[0]
+    raise ValueError(f"its state dict is nested in more than {MOST_NESTS} dicts")

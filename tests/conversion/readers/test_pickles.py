@@ -53,3 +53,20 @@ def test_tensors_that_are_not_dense_have_no_dtype(tmp_path: Path) -> None:
         torch.save({"a": tensor, "b": dense}, tmp_path / "model.pth")
         stored = open_pickle(tmp_path / "model.pth")
         assert stored["a"].dtype is None and stored["b"].dtype is torch.float32
+
+
+def test_a_dict_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    content: Any = {"a": torch.zeros(1)}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "model.pth")
+    assert_refused(tmp_path / "model.pth", "nested in more than 10 dicts")
+    content = {"a": torch.zeros(1)}
+    for _ in range(9):
+        content = {"model": content}
+    torch.save(content, tmp_path / "model.pth")
+    assert set(open_pickle(tmp_path / "model.pth")) == {"a"}
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        open_pickle(tmp_path / "missing.pth")

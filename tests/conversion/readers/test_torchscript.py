@@ -1,5 +1,6 @@
 """TorchScript archives are read as data, and harmful ones are refused."""
 
+import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from deepencoder.conversion.checkpoint import open_checkpoint
-from deepencoder.conversion.readers.torchscript import is_torchscript
+from deepencoder.conversion.readers.data_pickles import PickledTensor, Placeholder
+from deepencoder.conversion.readers.torchscript import is_torchscript, tensors_of_modules
 
 from .refused_files import HARMFUL_PICKLE, assert_refused
 
@@ -72,9 +74,10 @@ def test_archives_are_told_from_state_dicts(archive: tuple[Path, nn.Module], tmp
     [
         ("/data.pkl", lambda content: HARMFUL_PICKLE, r"without running its code.*builtin.*exec"),
         ("/data.pkl", lambda content: content[:50], "is damaged"),
+        ("/data.pkl", lambda content: b"\x80\x02}r" + (2**28).to_bytes(4, "little") + b".", "no module"),
         ("/data/0", lambda content: content[:-4], "is damaged.*storage '0'"),
     ],
-    ids=["harmful", "truncated pickle", "truncated tensor"],
+    ids=["harmful", "truncated pickle", "memo index of 2 GB", "truncated tensor"],
 )
 def test_harmful_and_damaged_archives_are_refused(
     archive: tuple[Path, nn.Module], file: str, change: Callable[[bytes], bytes], pattern: str
@@ -82,3 +85,12 @@ def test_harmful_and_damaged_archives_are_refused(
     path, _ = archive
     rewrite(path, lambda name, content: change(content) if name.endswith(file) else content)
     assert_refused(path, pattern)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    outer, inner = Placeholder(), Placeholder()
+    outer.attributes = {"a.b": PickledTensor(), "a": inner, "c": outer}
+    assert set(tensors_of_modules(outer)) == {"a.b"}
+    inner.attributes = {"b": PickledTensor()}
+    with pytest.raises(pickle.UnpicklingError, match="two tensors 'a.b'"):
+        tensors_of_modules(outer)
