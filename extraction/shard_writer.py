@@ -26,6 +26,7 @@ __all__ = ["ShardWriter"]
 
 PART_BYTES = 32 << 20  # Features that are held in memory before they are written.
 PART_ROWS = 4096
+FIRST_SHARD_SECONDS = 60.0  # Age at which the first shard of a run is closed; that of each next one is twice as long.
 
 
 class ShardWriter:
@@ -41,6 +42,8 @@ class ShardWriter:
         options ([`RunOptions`]): gives the size and the age at which a shard is closed; what is in an open shard is
             lost if the process is killed.
         rank (`int`): rank of the process.
+        first_seconds (`float`): age at which the first shard is closed, if `options` give no lower one. It doubles
+            with each shard, so that a run that is killed again and again still advances.
     """
 
     def __init__(
@@ -50,10 +53,12 @@ class ShardWriter:
         settings: ExtractionSettings,
         options: RunOptions,
         rank: int = 0,
+        first_seconds: float = FIRST_SHARD_SECONDS,
     ) -> None:
         self.folder, self.rank = output / DATA, rank
         self.constants, self.dtype = settings.constants, settings.dtype
-        self.shard_size, self.shard_seconds = options.shard_size, options.shard_seconds
+        self.shard_size, self.shard_seconds = options.shard_size, min(first_seconds, options.shard_seconds)
+        self._longest_seconds = options.shard_seconds
         self.has_separate_tensors = settings.format == "safetensors"
         self.schema = page_schema() if self.has_separate_tensors else schema
         self.folder.mkdir(exist_ok=True)
@@ -94,6 +99,7 @@ class ShardWriter:
                 self._shard.close()
                 self._next += 1
                 self._shard_bytes = 0
+                self.shard_seconds = min(2 * self.shard_seconds, self._longest_seconds)
         except BaseException as error:
             self._abandon(error)
             raise

@@ -89,6 +89,24 @@ def test_a_shard_is_closed_by_its_size_and_by_its_age(tmp_path: Path) -> None:
         assert (output / "data" / f"part-00000-{len(sizes):06d}.parquet").exists()
 
 
+def test_the_first_shards_of_a_run_are_closed_early(tmp_path: Path) -> None:
+    """Otherwise a run that is killed more often than a shard is closed would never advance."""
+    writer, ages = make_writer(tmp_path / "output", shard_seconds=600.0), []
+    for number in range(6):
+        ages.append(writer.shard_seconds)
+        writer.add(features(number))
+        writer.finish_shard()
+    writer.close()
+    assert ages == [60, 120, 240, 480, 600, 600]
+    assert make_writer(tmp_path / "output", shard_seconds=30.0).shard_seconds == 30
+    writer = ShardWriter(tmp_path / "output", writer.schema, settings(tmp_path), RunOptions(), first_seconds=0.0)
+    before = len(list((tmp_path / "output" / "data").iterdir()))
+    for number in range(3):
+        writer.add(features(number))
+        assert len(list((tmp_path / "output" / "data").iterdir())) == before + number + 1
+    writer.close()
+
+
 def test_shards_have_the_permissions_that_the_umask_gives(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
