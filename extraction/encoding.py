@@ -7,7 +7,7 @@ like any other.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,10 +16,12 @@ import torch
 
 from .arrow import feature_fields, page_schema
 from .batching import BatchBudget, cut_batches
+from .failure_streaks import GIVE_UP_AFTER, FailureStreaks
 from .outputs import DTYPES, OUTPUTS, check_outputs, take_outputs
 from .pages import Page, PageError
 from .preparation import PageLoader, PreparedImage, not_prepared
-from .workers import PAGE_TIMEOUT, map_in_processes
+from .settings import MAX_LOST_PAGES, ModelError
+from .workers import PAGE_MEMORY, PAGE_TIMEOUT, map_in_processes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -33,6 +35,10 @@ Prepared = PreparedImage | PageError
 Result = dict[str, np.ndarray] | PageError
 Collect = Callable[[], list[Result]]
 """Waits for the results of images that are being encoded, and returns them in the order of the images."""
+
+
+class LostFeaturesError(PageError):
+    """The model gives features that are not finite, or that the dtype in which they are kept cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,9 @@ def _check(sent: dict[str, tuple[torch.Tensor, torch.Tensor]], dtype: str) -> Re
     """Return features as arrays, or an error if `dtype` cannot hold their values."""
     for name, (_, largest) in sent.items():
         if not bool(largest.isfinite()):
-            return PageError(f"{name} has values that are not finite: the model overflows in {largest.dtype}")
+            return LostFeaturesError(f"{name} has values that are not finite: the model overflows in {largest.dtype}")
         if not bool(largest.to(getattr(torch, dtype)).isfinite()):
-            return PageError(
+            return LostFeaturesError(
                 f"{name} reaches {float(largest):.6g}, which {dtype} cannot hold: choose bfloat16 or float32"
             )
     return {name: kept.numpy() for name, (kept, _) in sent.items()}
@@ -121,6 +127,7 @@ class PageEncoder:
         self.device = next(model.parameters()).device
         self.budget = BatchBudget("auto", self.device) if budget is None else budget
         self.mode, self.outputs, self.dtype = mode, tuple(outputs), dtype
+        self._lost_in_a_row = 0
 
     @classmethod
     def for_run(
@@ -176,17 +183,34 @@ class PageEncoder:
     def encode_pages(
         self, prepared: Iterable[tuple[Page, Prepared]], stop: Callable[[], bool] | None = None
     ) -> Iterator[PageFeatures]:
-        """Encode what [`PageLoader`] gives for each page, in order; see [`encode_entries`]."""
+        """Encode what [`PageLoader`] gives for each page, in order; see [`encode_entries`].
+
+        Raises:
+            [`ModelError`]: the features of the last [`MAX_LOST_PAGES`] pages cannot be kept, so it is not the pages
+                that are to blame.
+        """
         stride = self.model.config.sam_config.total_stride
         for page, image, result in self.encode_entries(prepared, stop):
             if isinstance(image, PageError):
                 yield PageFeatures(page, error=str(image))
                 continue
             row = PageFeatures(page, image.width, image.height, image.sha256)
+            self._lost_in_a_row = self._lost_in_a_row + 1 if isinstance(result, LostFeaturesError) else 0
             if isinstance(result, PageError):
                 yield replace(row, error=str(result))
             else:
                 yield replace(row, grid=image.grid, num_tokens=image.count_tokens(stride), outputs=result)
+            if self._lost_in_a_row >= MAX_LOST_PAGES:
+                reason = self._find_bad_weight() or str(result)
+                raise ModelError(f"model gives no usable features for {MAX_LOST_PAGES} pages in a row: {reason}.")
+
+    def _find_bad_weight(self) -> str:
+        """Return a sentence on a weight that is not finite, or `""`. Weights of unusual kinds are not examined."""
+        for name, weight in self.model.named_parameters():
+            with suppress(RuntimeError):
+                if not bool(weight.isfinite().all()):
+                    return f"its weight {name} has values that are not finite"
+        return ""
 
     def _start(self, images: Sequence[PreparedImage]) -> Collect:
         """Begin to encode images in one batch, or in halves of it if memory does not suffice."""

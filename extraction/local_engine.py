@@ -153,6 +153,7 @@ def extract_features(
 
     Raises:
         `BadPageError`: a page cannot be used, with `options.strict`.
+        `ModelError`: the model gives no usable features, page after page.
         `OSError`: the folder cannot be written. Finished shards stay.
         `ValueError`: see [`open_output`] and [`list_pages`]; or another run uses the folder.
     """

@@ -23,7 +23,7 @@ from .listing import NoImagesError, list_files
 from .output_folder import finish_output, lock_output, open_output
 from .pages import FailedPage, Page
 from .preparation import PageLoader, not_prepared
-from .settings import BadPageError, ExtractionSettings, ExtractionSummary, RunOptions
+from .settings import BadPageError, ExtractionSettings, ExtractionSummary, ModelError, RunOptions
 from .shards import read_shards
 from .staging import collect_staged, new_staging
 from .workers import DiedError, Worker
@@ -104,6 +104,15 @@ class _Encoder:
         return to_table(rows, self.schema, self.settings.constants)
 
 
+def _restore(text: str) -> Exception:
+    """Return the error of a task or an actor, of which Ray brings back only the text."""
+    for kind in (BadPageError, ModelError):
+        found = re.search(rf"{kind.__name__}: (.+)", text)
+        if found:
+            return kind(found[1])
+    return RuntimeError(text)
+
+
 def _count_rows(output: Path) -> int:
     return sum(int(shard["rows"]) for shard in read_shards(output))
 
@@ -181,8 +190,7 @@ def extract_with_ray(
         try:
             features.write_parquet(str(staging), min_bytes_per_file=options.shard_size, write_page_checksum=True)
         except ray.exceptions.RayError as error:
-            bad_page = re.search(r"BadPageError: (.+)", str(error))  # Only the text of the error comes back.
-            raise BadPageError(bad_page[1]) if bad_page else RuntimeError(str(error)) from error
+            raise _restore(str(error)) from error
         finally:
             collect_staged(output, staging)
         written, failed = _count_rows(output) - before, len(merge_failures(output)) - failed_before

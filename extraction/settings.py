@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "MAX_LOST_PAGES",
     "BadPageError",
     "ExtractionSettings",
     "ExtractionSummary",
+    "ModelError",
     "ProcessGroup",
     "Progress",
     "RunOptions",
@@ -34,8 +36,16 @@ FORMATS = {
 """The formats of shards, with a sentence on each for the dataset card."""
 
 
+MAX_LOST_PAGES = 32
+"""Pages in a row without usable features after which a run ends, since the model and not the pages is to blame."""
+
+
 class BadPageError(ValueError):
     """The first page that cannot be used, in a strict run."""
+
+
+class ModelError(ValueError):
+    """The model gives no usable features, page after page."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,8 @@ class RunOptions:
             leaves this to Ray.
         page_timeout: seconds after which decoding a page in a worker process fails; None for no limit.
         shard_size: bytes of features after which a shard is closed.
-        shard_seconds: seconds after which a shard is closed whatever its size. The Ray engine ignores it.
+        shard_seconds: seconds after which a shard is closed whatever its size. The first shards of a run are closed
+            after 1, 2, 4, ... minutes, so that a run that is often killed advances. The Ray engine ignores it.
         resume: continue earlier work in the output folder instead of refusing the folder.
         retry_failed: try the pages again that failed in earlier runs.
         redo_damaged: read all shards of earlier runs back first, set damaged ones aside in the folder `damaged`, and

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from deepencoder import DeepEncoderImageProcessor
-from deepencoder.extraction import OUTPUTS, Page, list_pages
+from deepencoder.extraction import OUTPUTS, ModelError, Page, list_pages
 from deepencoder.extraction.batching import BatchBudget
 from deepencoder.extraction.preparation import prepare_image
+from deepencoder.extraction.settings import MAX_LOST_PAGES
 
 from .corpus import picture, write_bad_pages, write_pdf, write_pictures
 from .helpers import encode, iterate, load, load_once, own_features
@@ -68,6 +69,37 @@ def test_features_that_the_dtype_cannot_hold_fail(fixed: Path, tmp_path: Path) -
         model.projector.layers[0].bias[0] = torch.nan
     (found,) = encode([image], model, processor, ("vision_tokens",), "float32")
     assert "not finite" in str(found)
+
+
+def test_a_model_without_usable_features_ends_the_run(fixed: Path, tmp_path: Path) -> None:
+    model, processor = load(fixed)
+    pages = list_numbered_pages(tmp_path / "pages", MAX_LOST_PAGES + 8)
+    (tmp_path / "pages" / "3.png").write_bytes(b"nonsense")  # neither counts nor interrupts
+    calls: list[int] = []
+
+    def overflow(module: Any, args: Any, output: Any) -> None:
+        calls.append(1)
+        if len(calls) != 3:  # a single good page in between
+            output.pooler_output.fill_(torch.inf)
+
+    def take(**options: Any) -> list[Any]:
+        rows: list[Any] = []
+        for row in iterate(pages, model, processor, ("pooled",), batch_size=1, workers=0, **options):
+            rows.append(row)
+            found.append(row.page.index)
+        return rows
+
+    found: list[int] = []
+    hook = model.register_forward_hook(overflow)
+    with pytest.raises(ModelError, match=f"for {MAX_LOST_PAGES} pages in a row: pooled .* overflows in torch.float32"):
+        take()
+    assert len(found) == 3 + MAX_LOST_PAGES + 1
+    hook.remove()
+    with torch.no_grad():
+        model.clip_encoder.layers[0].mlp.fc1.weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="its weight .*fc1.weight has values that are not finite"):
+        take()
+    assert len(list(iterate(pages[: MAX_LOST_PAGES - 1], model, processor, workers=0))) == MAX_LOST_PAGES - 1
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
