@@ -2,7 +2,7 @@
 
 Unusual: importing torch and transformers takes seconds, so the modules of the commands import them inside their
 functions, and help texts appear at once. A mistake of the user is reported in one line with exit code 2. Files appear
-whole or not at all.
+whole or not at all. What cannot be printed is dropped, and does not change the exit code.
 """
 
 import inspect
@@ -19,12 +19,12 @@ import typer
 from . import __version__
 from .commands.convert import convert
 from .commands.encode import encode
-from .commands.errors import UserError
+from .commands.errors import UserError, one_line
 from .commands.export import export
 from .commands.extract import extract
 from .commands.info import info
 from .commands.push import push
-from .commands.terminal import make_console
+from .commands.terminal import lenient_output, make_console
 
 __all__ = ["app", "main"]
 
@@ -89,10 +89,12 @@ def main() -> None:
     if hasattr(signal, "SIGTERM"):
         # As an exception, so that temporary files and folders are removed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        app(prog_name="deepencoder")
-    except (UserError, OSError) as error:  # An OSError may be a full disk.
-        make_console(stderr=True).print(f"Error: {error}", style="red", soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with lenient_output():
+        try:
+            app(prog_name="deepencoder")
+        except (UserError, OSError) as error:  # An OSError may be a full disk.
+            text = str(error) if isinstance(error, UserError) else one_line(error)
+            make_console(stderr=True).print(f"Error: {text}", style="red", soft_wrap=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -113,15 +113,15 @@ def convert(options: ConvertOptions) -> None:
         raise UserError(f"TARGET: {target} exists already.")
     with reported_as(f"{options.source} cannot be converted", OSError, ValueError):
         result, lines = (_convert if options.to is None else _restore)(options, target)
+    if options.report is not None:
+        write_text(options.report, json.dumps(result.to_dict(), indent=2) + "\n")
     console = make_console()
     for line in lines:
         console.print(line, soft_wrap=True)
-    if options.report is not None:
-        write_text(options.report, json.dumps(result.to_dict(), indent=2) + "\n")
 
 
-def _convert(options: ConvertOptions, target: Path) -> tuple[Any, list[str]]:
-    """Convert a checkpoint. Return the report, and the lines to print."""
+def _convert(options: ConvertOptions, target: Path) -> tuple[Any, Iterator[str]]:
+    """Convert a checkpoint. Return the report, and the lines to print, which are made when they are asked for."""
     from ..conversion.from_original import convert_to_folder
     from ..conversion.readers.hub import HubOptions
 
@@ -131,10 +131,10 @@ def _convert(options: ConvertOptions, target: Path) -> tuple[Any, list[str]]:
     report = convert_to_folder(
         options.source, target, hub, options.verify, options.dtype.value, options.max_shard_size, **values
     )
-    return report, list(_describe_converted(report, target))
+    return report, _describe_converted(report, target)
 
 
-def _restore(options: ConvertOptions, target: Path) -> tuple[Any, list[str]]:
+def _restore(options: ConvertOptions, target: Path) -> tuple[Any, Iterator[str]]:
     """Put an encoder back into a copy of a checkpoint. Return the report, and the lines to print."""
     from ..conversion.readers.hub import HubOptions
     from ..conversion.restoration import restore_checkpoint
@@ -142,7 +142,7 @@ def _restore(options: ConvertOptions, target: Path) -> tuple[Any, list[str]]:
     assert options.to is not None
     hub = HubOptions(revision=options.revision, full_download=options.full_download)
     report = restore_checkpoint(options.source, options.second, target, options.to.value, hub)
-    return report, list(_describe_restored(report, target))
+    return report, _describe_restored(report, target)
 
 
 def _describe_converted(result: "ConversionReport", target: Path) -> Iterator[str]:

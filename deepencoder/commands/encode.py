@@ -5,7 +5,7 @@ Unusual: an image that cannot be used costs one line on stderr, and the others a
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,11 +145,10 @@ class _Results:
         with replaced_file(path) as temporary:
             save_file(self.tensors, temporary, self.metadata)
 
-    def write_pictures(self, on_written: Callable[[Path], None]) -> None:
+    def write_pictures(self) -> None:
         for path, drawing in self.pictures:
             with replaced_file(path) as temporary:
                 drawing.save(temporary)
-            on_written(path)
 
 
 def _to_image(pixel_values: "torch.Tensor", processor: Any) -> "Image.Image":
@@ -231,12 +230,16 @@ def encode(options: EncodeOptions) -> None:
             path = options.picture if len(options.images) == 1 else options.picture.with_stem(several)
             results.pictures.append((path, _draw(encoding, encoder.processor)))
 
-    if results.table.row_count:
-        console.print(results.table)
+    # All is written before anything is printed.
     if results.tensors and options.output is not None:
         results.write_features(options.output)
+    results.write_pictures()
+    if results.table.row_count:
+        console.print(results.table)
+    if results.tensors:
         console.print(f"Features: {options.output}", soft_wrap=True)
-    results.write_pictures(lambda path: console.print(f"Picture: {path}", soft_wrap=True))
+    for path, _ in results.pictures:
+        console.print(f"Picture: {path}", soft_wrap=True)
     if failures:
         raise typer.Exit(2)
 
