@@ -19,12 +19,18 @@ SMOKE := tests/deepencoder/test_import.py tests/deepencoder/test_cli.py tests/co
 # less than half a pixel, so a page that is a thousand times as high as wide raises an error.
 NOT_WITH_LOWEST := not filled_evenly and not counts_equal
 
-.PHONY: help demo test conformance lowest lint format types pages clean
+# What `make fuzz` runs. No case starts after so many seconds.
+SEED := 0
+CASES := 10000
+SECONDS := 900
+
+.PHONY: help demo test conformance fuzz lowest lint format types pages clean
 
 help:
 	@echo "make demo         install into $(VENV) and turn an example page into vision tokens"
 	@echo "make test         run the tests"
 	@echo "make conformance  run transformers' own common model tests on our models"
+	@echo "make fuzz         give 10,000 damaged inputs to everything that reads some; SEED=1 chooses others"
 	@echo "make lowest       run a smoke test with the lowest supported versions"
 	@echo "make lint types   check style and types"
 	@echo "make format       format the code"
@@ -50,6 +56,9 @@ test: $(INSTALLED)
 conformance: $(INSTALLED)
 	$(BIN)/python tests/conformance/download.py .cache/conformance
 	$(BIN)/python -m pytest -q tests/conformance
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --cases $(CASES) --seconds $(SECONDS)
 
 lowest: $(INSTALLED)
 	$(PYTHON) -m venv --clear $(LOWEST)

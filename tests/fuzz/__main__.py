@@ -1,0 +1,15 @@
+"""Runs the fuzz program. The environment is set before huggingface_hub is imported, which reads it only then."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",
+    }
+    from .program import main
+
+    sys.exit(main())
