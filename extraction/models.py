@@ -19,7 +19,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..configuration import DeepEncoderConfig
 
-__all__ = ["IdentifiedModel", "identify_model"]
+__all__ = ["IdentifiedModel", "identify_model", "revision_of"]
 
 HASHED_FILES = (
     "*.safetensors",
@@ -66,6 +66,11 @@ def identify_model(model: str | os.PathLike[str], revision: str | None = None) -
     return str(commit)
 
 
+def revision_of(identity: str) -> str | None:
+    """Return the revision that loads the very weights that [`identify_model`] identified; None for local ones."""
+    return None if identity.startswith(HASH_PREFIX) else identity
+
+
 @dataclass(frozen=True)
 class IdentifiedModel:
     """A DeepEncoder that can be loaded, and the identity of its weights. It is small and can be pickled.
@@ -110,5 +115,4 @@ class IdentifiedModel:
 
     @property
     def _options(self) -> dict[str, Any]:
-        is_commit = not self.identity.startswith(HASH_PREFIX)
-        return {"revision": self.identity if is_commit else None, "trust_remote_code": self.trust_remote_code}
+        return {"revision": revision_of(self.identity), "trust_remote_code": self.trust_remote_code}

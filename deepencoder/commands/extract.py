@@ -10,7 +10,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..extraction import settings
 from ..extraction.outputs import DTYPES, OUTPUTS
 from ..extraction.workers import PAGE_TIMEOUT
 from .dataclass_options import takes_options
-from .errors import UserError, one_line
+from .errors import UserError, one_line, reported_as
 from .models import Source, load_model, load_processor, name_source, pick_device
 from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
 from .terminal import make_console
@@ -48,16 +48,20 @@ class ExtractOptions:
     """The arguments and options of the command."""
 
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
             help="Images, PDFs, TIFFs, folders, globs, parquet files, WebDataset tars, folders written by "
             "Dataset.save_to_disk, and Hub ids of datasets.",
+            show_default=False,
         ),
-    ]
+    ] = None
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="New folder, or one whose work is continued.")
-    ]
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="New folder, or one whose work is continued.", show_default=False
+        ),
+    ] = None
     model: ModelOption = None
     mode: ModeOption = None
     outputs: Annotated[str, typer.Option(help=f"Outputs to keep, out of {','.join(OUTPUTS)}.")] = "pooled"
@@ -92,6 +96,22 @@ class ExtractOptions:
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try the pages again that failed in earlier runs.")
     ] = False
+    redo_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--redo-damaged",
+            help="Read all shards in DIR back first, set damaged ones aside in DIR/damaged, and extract their pages "
+            "again.",
+        ),
+    ] = False
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Extract nothing: read everything back that is in DIR, and list the damaged shards.",
+            show_default=False,
+        ),
+    ] = None
     strict: Annotated[bool, typer.Option("--strict", help="End at the first page that cannot be used.")] = False
     engine: Annotated[
         Engine, typer.Option(help="ray runs Ray Data on the cluster of RAY_ADDRESS, or on this machine.")
@@ -133,19 +153,29 @@ def _make_run_options(options: ExtractOptions) -> settings.RunOptions:
         shard_seconds=60 * options.shard_minutes,
         resume=options.resume,
         retry_failed=options.retry_failed,
+        redo_damaged=options.redo_damaged,
         strict=options.strict,
         count=make_console(stderr=True).is_terminal,
     )
 
 
-def _make_settings(options: ExtractOptions, processor: Any) -> settings.ExtractionSettings:
-    from ..extraction.models import identify_model
+def _identify(source: Source | None) -> tuple[str, Source | None]:
+    """Return the identity of the model's weights, and the source of the very weights that have it."""
+    from ..extraction.models import identify_model, revision_of
 
+    if source is None:
+        return "demo", None
+    with reported_as(f"--model {source.model!r} cannot be loaded", OSError, ValueError):
+        identity = identify_model(source.model, source.revision)
+    return identity, replace(source, revision=revision_of(identity) or source.revision)
+
+
+def _make_settings(options: ExtractOptions, processor: Any, commit: str) -> settings.ExtractionSettings:
     try:
         return settings.ExtractionSettings(
-            sources=tuple(options.sources),
+            sources=tuple(options.sources or ()),
             model=options.model or "demo",
-            commit="demo" if options.model is None else identify_model(options.model, options.revision),
+            commit=commit,
             mode=options.mode.value if options.mode is not None else processor.mode or "custom",
             outputs=tuple(name.strip() for name in options.outputs.split(",")),
             dtype=options.dtype.value,
@@ -257,6 +287,37 @@ def _report(output: Path, summary: settings.ExtractionSummary, as_json: bool, in
         console.print("Interrupted. The same command continues from here.")
 
 
+def _exit_if_nothing_is_written(summary: settings.ExtractionSummary) -> None:
+    """End with exit code 1 if there were pages, but there are no features of any."""
+    if summary.failed and not summary.pages:
+        raise typer.Exit(1)
+
+
+def _verify(output: Path, options: ExtractOptions) -> None:
+    """Print what is damaged in a folder, and end with exit code 1 if anything is."""
+    from ..extraction.output_folder import verify_output
+
+    if options.sources or options.output is not None:
+        raise UserError("--verify takes neither sources nor --output.")
+    with reported_as(f"--verify {output}", ImportError, OSError, ValueError):
+        found = verify_output(output)
+    console = make_console()
+    if options.as_json:
+        console.print(json.dumps({"output": str(output), **asdict(found)}), soft_wrap=True)
+    else:
+        for name, reason in found.damaged.items():
+            console.print(f"Damaged: {output / name}: {reason}", soft_wrap=True)
+        console.print(
+            f"{output}: {found.pages:,} pages in {found.shards:,} files, {found.bytes / 1e6:,.1f} MB, are whole; "
+            f"{len(found.damaged):,} shards are damaged or missing.",
+            soft_wrap=True,
+        )
+        if found.damaged:
+            console.print("extract --redo-damaged extracts their pages again.")
+    if found.damaged:
+        raise typer.Exit(1)
+
+
 def _join_processes(device: str | None) -> "tuple[torch.device, settings.ProcessGroup]":
     """Return the device of this process, and the processes that a launcher started together with it."""
     if all(os.environ.get(name, "1") == "1" for name in WORLD_SIZES):
@@ -286,6 +347,11 @@ def extract(options: ExtractOptions) -> None:
     The same command continues where an earlier one ended, however it ended. Pages that cannot be used are listed in
     DIR/failures.jsonl. For several GPUs or machines: accelerate launch -m deepencoder extract ...
     """
+    if options.verify is not None:
+        _verify(options.verify, options)
+        return
+    if not options.sources or options.output is None:
+        raise UserError(f"{'--output' if options.sources else 'SOURCE...'} is missing: what to extract, and where to.")
     run_options = _make_run_options(options)
     device, processes = _join_processes(options.device)
     source = name_source(
@@ -295,31 +361,35 @@ def extract(options: ExtractOptions) -> None:
         options.full_download,
         notice=processes.rank == 0,
     )
+    commit, source = _identify(source)
     processor = load_processor(source)
-    chosen = _make_settings(options, processor)
+    chosen = _make_settings(options, processor, commit)
     if options.engine.value == "ray":
         load = _LoadModel(source, options.model_dtype, options.device, processor)
-        _extract_with_ray(options, chosen, load, run_options)
+        _extract_with_ray(options, options.output, chosen, load, run_options)
     else:
         load = _LoadModel(source, options.model_dtype, str(device), processor)
-        _extract_here(options, chosen, load, run_options, processes)
+        _extract_here(options, options.output, chosen, load, run_options, processes)
 
 
 def _extract_with_ray(
     options: ExtractOptions,
+    output: Path,
     chosen: settings.ExtractionSettings,
     load: _LoadModel,
     run_options: settings.RunOptions,
 ) -> None:
     from ..extraction.ray_engine import extract_with_ray
 
-    with _reported_errors(options.output):
-        summary = extract_with_ray(chosen, options.output, load, load.processor, run_options, actors=options.actors)
-    _report(options.output, summary, options.as_json)
+    with _reported_errors(output):
+        summary = extract_with_ray(chosen, output, load, load.processor, run_options, actors=options.actors)
+    _report(output, summary, options.as_json)
+    _exit_if_nothing_is_written(summary)
 
 
 def _extract_here(
     options: ExtractOptions,
+    output: Path,
     chosen: settings.ExtractionSettings,
     load: _LoadModel,
     run_options: settings.RunOptions,
@@ -329,10 +399,10 @@ def _extract_here(
 
     bar = _Bar(make_console(stderr=True), shown=processes.rank == 0)
     with _stopped_by_signals() as stopped, bar.bar:
-        with _reported_errors(options.output):
+        with _reported_errors(output):
             summary = extract_features(
                 chosen,
-                options.output,
+                output,
                 load,
                 run_options,
                 processes,
@@ -341,7 +411,8 @@ def _extract_here(
             )
         received = stopped()
     if processes.rank == 0:
-        _report(options.output, summary, options.as_json, bool(received))
+        _report(output, summary, options.as_json, bool(received))
     _leave_processes(processes)
     if received:
         raise typer.Exit(128 + received)
+    _exit_if_nothing_is_written(summary)

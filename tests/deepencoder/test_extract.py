@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from deepencoder import DeepEncoder
+from deepencoder.extraction import models
 
 from ..conftest import ROOT
 from ..extraction.corpus import picture, save_model, write_bad_pages, write_pdf, write_pictures
+from ..hub_server import COMMIT, Hub
 
 COUNT = 200
 
@@ -218,6 +220,7 @@ def test_the_demo_model_and_many_failures(cli: Any, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["nothing.png"], ["nothing.png", "no such file"]),
+        ([], ["SOURCE", "missing"]),
         (["PAGES", "--outputs", "pooled,nothing"], ["--outputs", "nothing"]),
         (["PAGES", "--shard-size", "many"], ["--shard-size", "many"]),
         (["PAGES", "--shard-size", "0MB"], ["--shard-size", "0MB"]),
@@ -278,3 +281,62 @@ def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> Non
     assert code == 2 and "model_dtype was 'auto' and is 'bfloat16'" in err
     code, _, err = cli("extract", folder, "-o", output, "--model", model, "--no-resume")
     assert code == 2 and "earlier work" in err
+
+
+def test_a_folder_is_verified_and_its_damaged_shards_are_redone(cli: Any, model: Path, tmp_path: Path) -> None:
+    pages, output = write_pictures(tmp_path / "pages", 3), tmp_path / "output"
+    arguments = ["extract", pages, "-o", output, "--model", model, "--workers", "0", "--shard-size", "1B"]
+    code, _, err = cli(*arguments, "--format", "safetensors")
+    assert code == 0, err
+    code, out, _ = cli("extract", "--verify", output)
+    assert code == 0 and "3 pages in 6 files" in out and "0 shards are damaged" in out
+    damaged = output / "data" / "part-00000-000001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    code, out, err = cli("extract", "--verify", output)
+    assert code == 1 and err == "" and f"Damaged: {damaged.with_suffix('.parquet')}: {damaged.name} has" in out
+    code, out, _ = cli("extract", "--verify", output, "--json")
+    facts = json.loads(out)
+    assert code == 1 and facts["pages"] == 2 and list(facts["damaged"]) == ["data/part-00000-000001.parquet"]
+    code, _, err = cli(*arguments, "--format", "safetensors")
+    assert code == 2 and err.count("\n") == 1 and "part-00000-000001.parquet is damaged" in err
+    assert "--redo-damaged" in err
+    code, out, err = cli(*arguments, "--format", "safetensors", "--redo-damaged")
+    assert code == 0 and "1 pages in" in out and "in total 3 pages" in out, err
+    assert cli("extract", "--verify", output)[0] == 0
+    for strange in (["--verify", tmp_path], ["--verify", output, pages], ["--verify", output, "-o", output]):
+        code, out, err = cli("extract", *strange)
+        assert code == 2 and out == "" and err.startswith("Error: --verify"), err
+
+
+def test_a_run_that_writes_nothing_fails(cli: Any, model: Path, tmp_path: Path) -> None:
+    write_bad_pages(tmp_path / "bad")
+    arguments = ["--model", model, "--workers", "0"]
+    for _ in range(2):
+        code, out, _ = cli("extract", tmp_path / "bad", "-o", tmp_path / "a", *arguments)
+        assert code == 1 and "failed" in out
+    broken, pages = tmp_path / "broken", write_pictures(tmp_path / "pages", 40)
+    changed = DeepEncoder.from_pretrained(model)
+    with torch.no_grad():
+        changed.sam_encoder.embeddings.patch_embedding.weight.fill_(torch.nan)
+    changed.save_pretrained(broken)
+    code, _, err = cli("extract", pages, "-o", tmp_path / "b", "--model", broken, "--workers", "0")
+    assert code == 2 and "32 pages in a row: its weight sam_encoder" in err.splitlines()[-1]
+
+
+def test_the_weights_are_those_of_the_commit_that_was_identified(
+    cli: Any, hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.repos["user/encoder"] = model
+    identify = models.identify_model
+
+    def identify_before_a_push(*arguments: Any) -> str:
+        identity = identify(*arguments)
+        hub.commit("user/encoder", "main", {"config.json": b"nonsense", "preprocessor_config.json": b"nonsense"})
+        return identity
+
+    monkeypatch.setattr(models, "identify_model", identify_before_a_push)
+    pages, output = write_pictures(tmp_path / "pages", 1), tmp_path / "output"
+    code, _, err = cli("extract", pages, "-o", output, "--model", "user/encoder", "--workers", "0")
+    assert code == 0, err
+    assert {row["commit"] for row in rows_of(output).values()} == {COMMIT}
