@@ -2,20 +2,34 @@
 
 Unusual: everything that this package writes goes through these functions. A file is written under a temporary name
 beside its target, flushed to the disk, and then renamed. An interruption leaves only a hidden name that ends in `.tmp`
-and the suffix of the target. The module lies in this folder because models on the Hub need it as well.
+and the suffix of the target. A full disk is an `OSError` of one line that names the target, whichever library met it.
+The module lies in this folder because models on the Hub need it as well.
 """
 
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["TEMPORARY_PATTERN", "new_folder", "replaced_file", "temporary_name", "write_bytes", "write_text"]
+__all__ = [
+    "TEMPORARY_PATTERN",
+    "full_disk_reported",
+    "new_folder",
+    "replaced_file",
+    "temporary_name",
+    "write_bytes",
+    "write_text",
+]
 
 TEMPORARY_PATTERN = ".*.tmp*"
 """Glob pattern of the names that [`temporary_name`] makes."""
+
+# No space, a file larger than the file system or the process may have, and no quota, which Windows does not have.
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def temporary_name(path: Path) -> Path:
@@ -38,6 +52,23 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def full_disk_reported(target: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into an `OSError` that names the file or folder that cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None:  # Libraries in Rust, such as safetensors, have exceptions of their own.
+            match = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(match[1]) if match else None
+        if number is None or number not in FULL_DISK:
+            raise
+        full = OSError(f"cannot write {target}: {os.strerror(number)}")
+        full.errno = number
+        raise full from error
+
+
+@contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which takes the place of `path` if the block succeeds.
 
@@ -49,13 +80,14 @@ def replaced_file(path: Path) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     permissions = temporary.stat().st_mode
     try:
-        yield temporary
-        # Some writers, among them that of safetensors, put a new file in its place that only its owner may read.
-        temporary.chmod(permissions)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with full_disk_reported(path):
+            yield temporary
+            # Some writers, among them that of safetensors, put a new file in its place that only its owner may read.
+            temporary.chmod(permissions)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -90,8 +122,9 @@ def new_folder(target: Path, single_file: str | None = None) -> Iterator[Path]:
     temporary = temporary_name(target)
     temporary.mkdir()
     try:
-        yield temporary
-        (temporary if single_file is None else temporary / single_file).rename(target)
-        sync_folder(target.parent)
+        with full_disk_reported(target):
+            yield temporary
+            (temporary if single_file is None else temporary / single_file).rename(target)
+            sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..configuration.atomic_files import full_disk_reported
 from ..modeling.catalog import MODELS, model_kind
 from ..modeling.positions import resize_position_grid, resize_relative_positions
 
@@ -309,7 +310,8 @@ def export_model(
     shape = (main.num_channels, image_size, image_size)
     metadata = _describe(model.config, shape, tolerance) | dict(chosen.metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:64]}.", suffix=".tmp") as folder:
+    temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:64]}.", suffix=".tmp")
+    with temporary as folder, full_disk_reported(path):
         run = chosen.write(view, shape, Path(folder) / path.name, metadata)
         difference = None if run is None else _compare(_reference(model, view), run, shape, tolerance)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # The graph comes last.

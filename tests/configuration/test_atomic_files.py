@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +147,39 @@ def test_a_new_folder_refuses_an_existing_target(kind: str, tmp_path: Path) -> N
     with pytest.raises(FileExistsError, match="target: .* exists already"), new_folder(target):
         raise AssertionError("the block must not run")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+class ForeignError(Exception):
+    """What a library in another language raises."""
+
+
+@pytest.mark.parametrize("writer", [replaced_file, new_folder])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device", "temporary"),
+        ForeignError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"),
+    ],
+)
+def test_a_full_disk_is_an_error_that_names_the_target(writer: Any, error: Exception, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(OSError) as caught, writer(target):
+        raise error
+    assert str(caught.value) == f"cannot write {target}: {os.strerror(errno.ENOSPC)}"
+    assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", [replaced_file, new_folder])
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone"), ForeignError("damaged"), ForeignError()])
+def test_other_errors_stay_as_they_are(writer: Any, error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, writer(tmp_path / "target"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_full_disk_names_the_outermost_target(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with pytest.raises(OSError) as caught, new_folder(target) as folder, replaced_file(folder / "file.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value) == f"cannot write {target}: {os.strerror(errno.ENOSPC)}"
