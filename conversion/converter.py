@@ -10,7 +10,6 @@ from transformers.utils import logging
 
 from ..modeling.catalog import MODELS
 from .checkpoint import open_checkpoint
-from .infer_image_processor import infer_image_processor
 from .key_mapping import convert_state_dict
 from .planning import ConversionPlan, dtype_name, plan_conversion
 from .readers.hub import HubOptions
@@ -40,31 +39,14 @@ def _give_own_memory(tensors: dict[str, torch.Tensor], mapped: bool) -> None:
         seen.add(place)
 
 
-def _convert_tensors(plan: ConversionPlan, model_class: Any, config: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Return the model's tensors, and the sorted names of those that the checkpoint lacks.
-
-    Raises:
-        `ValueError`: the checkpoint lacks a tensor that is not optional, or has one too many.
-    """
+def _convert_tensors(plan: ConversionPlan, model_class: Any, config: Any) -> dict[str, torch.Tensor]:
+    """Read the model's tensors."""
     with torch.device("meta"):
         target = model_class(config).state_dict()
-    converted, unused = convert_state_dict(plan.state_dict(), plan.table, target)
-    if unused:
-        raise ValueError(
-            f"{plan.layout.name}: the configuration has no place for the tensors {', '.join(sorted(unused))}."
-        )
-    absent = sorted(set(target) - set(converted))
-    required = [name for name in absent if not name.startswith(plan.target.optional_parts)]
-    if required:
-        raise ValueError(
-            f"{plan.layout.name}: the checkpoint is incomplete: it has no tensors for {', '.join(required[:3])}."
-        )
-    return converted, absent
+    return convert_state_dict(plan.state_dict(), plan.table, target)[0]
 
 
-def _make_report(
-    plan: ConversionPlan, source: str, dtype: torch.dtype, absent: list[str], not_finite: list[str]
-) -> ConversionReport:
+def _make_report(plan: ConversionPlan, source: str, dtype: torch.dtype, not_finite: list[str]) -> ConversionReport:
     tensors, new = plan.checkpoint.tensors, dtype_name(dtype)
     dtypes = {name: dtype_name(tensors[name].dtype) for name in plan.needed}
     return ConversionReport(
@@ -75,7 +57,7 @@ def _make_report(
         dtype=new,
         mapped={name: list(row.there) for name, row in sorted(plan.rows.items())},
         unused=dict(sorted(plan.unused.items())),
-        initialized=absent,
+        initialized=plan.absent,
         dtype_changes={name: [old, new] for name, old in dtypes.items() if old != new},
         not_finite=not_finite,
         assumed=plan.assumed,
@@ -96,21 +78,21 @@ def execute_conversion(
         kwargs: for transformers' `from_pretrained`, such as `device_map` and `attn_implementation`.
 
     Raises:
-        `ValueError`: a tensor has a wrong shape, or one that is not optional is missing.
+        `OSError`, `ValueError`: a tensor cannot be read or downloaded.
     """
     model_class = model_class or MODELS[plan.layout.model_type].model_class
     config = model_class.config_class.from_dict(plan.config.to_dict())
-    converted, absent = _convert_tensors(plan, model_class, config)
-    if absent:
+    converted = _convert_tensors(plan, model_class, config)
+    if plan.absent:
         logger.warning(
-            f"{source} has no tensors for {', '.join(absent)}: they are newly initialised and must be trained."
+            f"{source} has no tensors for {', '.join(plan.absent)}: they are newly initialised and must be trained."
         )
     _give_own_memory(converted, plan.checkpoint.mapped and own_memory)
     not_finite = sorted(name for name, tensor in converted.items() if not tensor.isfinite().all())
     kwargs["dtype"] = plan.dtype
     model = model_class.from_pretrained(None, config=config, state_dict=converted, **kwargs)
-    report = _make_report(plan, source, model.dtype, absent, not_finite)
-    return Conversion(model, infer_image_processor(plan.layout, plan.checkpoint, plan.config), report)
+    report = _make_report(plan, source, model.dtype, not_finite)
+    return Conversion(model, plan.image_processor, report)
 
 
 def convert_checkpoint(

@@ -18,7 +18,6 @@ from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
 from .checkpoint import open_checkpoint, open_remote
 from .converter import execute_conversion, save_converted
-from .infer_image_processor import infer_image_processor
 from .planning import ConversionPlan, plan_conversion, read_dtype
 from .readers.hub import HubOptions, RemoteFiles, looks_like_hub_id, model_cache
 from .report import CONVERTER_VERSION, ConversionReport
@@ -242,4 +241,4 @@ def load_original_image_processor(source: str | Path, **kwargs: Any) -> Any:
         plan = plan_conversion(open_remote(remote), **values)
     else:
         plan = plan_conversion(open_checkpoint(source, hub), **values)
-    return infer_image_processor(plan.layout, plan.checkpoint, plan.config)
+    return plan.image_processor

@@ -48,6 +48,17 @@ def _shape(shapes: Shapes, name: str, length: int) -> tuple[int, ...]:
     return shapes[name]
 
 
+def _convolution(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """Return the output channels, the input channels and the side of a convolution with a square kernel."""
+    shape = _shape(shapes, name, 4)
+    if shape[2] != shape[3]:
+        raise ValueError(
+            f"The tensor for {name!r} has shape {shape}, which is not (out, in, side, side). Convolutions in the "
+            "order of MLX, (out, side, side, in), are not supported."
+        )
+    return shape[:3]
+
+
 def _infer_windows(shapes: Shapes, num_layers: int, grid_size: int, hints: Mapping[str, Any]) -> dict[str, Any]:
     """Tell windowed from global blocks by the lengths of their relative position tables."""
     lengths = [_shape(shapes, f"layers.{index}.attn.rel_pos_h", 2)[0] for index in range(num_layers)]
@@ -79,7 +90,7 @@ def sam_config_from_shapes(shapes: Shapes, hints: Mapping[str, Any]) -> SamEncod
         `ValueError`: a part is missing, or windowed and global blocks have position tables of the same length, so that
             they cannot be told apart.
     """
-    hidden_size, num_channels, patch_size, _ = _shape(shapes, "embeddings.patch_embedding.weight", 4)
+    hidden_size, num_channels, patch_size = _convolution(shapes, "embeddings.patch_embedding.weight")
     grid_size = _shape(shapes, "embeddings.position_embedding", 4)[1]
     num_layers = _count_layers(shapes)
     head_dim = _shape(shapes, "layers.0.attn.rel_pos_h", 2)[1]
@@ -130,7 +141,7 @@ def clip_config_from_shapes(shapes: Shapes, hints: Mapping[str, Any], **values: 
         "num_attention_heads": KNOWN_HEADS.get(hidden_size),
     }
     if found["use_patch_embedding"]:
-        _, found["num_channels"], found["patch_size"], _ = _shape(shapes, "embeddings.patch_embedding.weight", 4)
+        _, found["num_channels"], found["patch_size"] = _convolution(shapes, "embeddings.patch_embedding.weight")
     if "visual_projection.weight" in shapes:
         found["projection_dim"] = _shape(shapes, "visual_projection.weight", 2)[0]
     found |= {name: value for name, value in hints.items() if name not in SAM_ONLY}

@@ -10,9 +10,11 @@ import torch
 from .key_tables import KeyRow, KeyTable
 
 __all__ = [
+    "check_shape",
     "convert_state_dict",
     "joined_shape",
     "map_keys",
+    "names_there",
     "revert_state_dict",
     "same_sides",
     "source_shapes",
@@ -71,6 +73,21 @@ def same_sides(one: Sequence[int], other: Sequence[int]) -> bool:
     return [side for side in one if side != 1] == [side for side in other if side != 1]
 
 
+def check_shape(row: KeyRow, found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Check that a tensor has the shape that it has in our model, apart from axes of length 1.
+
+    Args:
+        row: with complete names, from [`map_keys`].
+        found: shape of the other code's tensors, joined.
+        wanted: shape in our model.
+
+    Raises:
+        `ValueError`: it has another shape.
+    """
+    if not same_sides(found, wanted):
+        raise ValueError(f"{' + '.join(row.there)} has shape {tuple(found)}, but {row.here} needs {tuple(wanted)}.")
+
+
 def _join(row: KeyRow, state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
     parts = [state_dict[name].T.contiguous() if row.transposed else state_dict[name] for name in row.there]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -100,12 +117,8 @@ def convert_state_dict(
             unused += row.there
             continue
         tensor = _join(row, state_dict)
-        shape = target[name].shape
-        if not same_sides(tensor.shape, shape):
-            raise ValueError(
-                f"{' + '.join(row.there)} has shape {tuple(tensor.shape)}, but {name} needs {tuple(shape)}."
-            )
-        converted[name] = tensor.reshape(shape)
+        check_shape(row, tensor.shape, target[name].shape)
+        converted[name] = tensor.reshape(target[name].shape)
     return converted, unused
 
 
@@ -115,8 +128,14 @@ def joined_shape(row: KeyRow, shapes: Mapping[str, tuple[int, ...]]) -> tuple[in
     Args:
         row: with complete names, from [`map_keys`].
         shapes: shapes by their names in the other code.
+
+    Raises:
+        `ValueError`: tensors that are to be joined have different shapes.
     """
     shape = shapes[row.there[0]]
+    for name in row.there[1:]:
+        if shapes[name] != shape:
+            raise ValueError(f"{row.there[0]} and {name} must have the same shape, not {shape} and {shapes[name]}.")
     if row.transposed:
         shape = shape[::-1]
     return (shape[0] * len(row.there), *shape[1:]) if shape else shape
@@ -141,6 +160,16 @@ def split_tensor(row: KeyRow, tensor: torch.Tensor) -> Iterator[tuple[str, torch
         yield name, part.T if row.transposed else part
 
 
+def _rows_of(name: str, table: KeyTable) -> list[KeyRow]:
+    """Return the rows of one of our tensors, with complete names."""
+    return [_fill(row, match) for row in table if (match := _pattern(row.here).fullmatch(name))]
+
+
+def names_there(name: str, table: KeyTable) -> list[str]:
+    """Return what one of our tensors is called in the other code: no name if it has no such tensor."""
+    return [there for row in _rows_of(name, table) for there in row.there]
+
+
 def revert_state_dict(state_dict: Mapping[str, torch.Tensor], table: KeyTable) -> dict[str, torch.Tensor]:
     """Give our tensors the names of other code: the reverse of [`convert_state_dict`], apart from axes of length 1.
 
@@ -149,9 +178,9 @@ def revert_state_dict(state_dict: Mapping[str, torch.Tensor], table: KeyTable) -
     """
     reverted = {}
     for name, tensor in state_dict.items():
-        matches = [(row, match) for row in table if (match := _pattern(row.here).fullmatch(name))]
-        if len(matches) != 1:
-            raise ValueError(f"{name!r} matches {len(matches)} rows of the table.")
-        for source, part in split_tensor(_fill(*matches[0]), tensor):
+        rows = _rows_of(name, table)
+        if len(rows) != 1:
+            raise ValueError(f"{name!r} matches {len(rows)} rows of the table.")
+        for source, part in split_tensor(rows[0], tensor):
             reverted[source] = part.contiguous()
     return reverted

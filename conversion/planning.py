@@ -1,7 +1,8 @@
 """What a checkpoint is and what it will become, determined before a tensor is read.
 
 Unusual: nothing here reads or downloads tensor data. Names, shapes, dtypes and the files beside the tensors suffice to
-recognise the layout, to infer the configuration and to refuse checkpoints that cannot be converted.
+recognise the layout, to infer the configuration and the image processor, and to refuse checkpoints that cannot be
+converted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,17 @@ import torch
 from ..modeling.catalog import MODELS
 from .checkpoint import Checkpoint
 from .config_hints import TowerPart
-from .key_mapping import map_keys, source_shapes
+from .infer_image_processor import infer_image_processor
+from .key_mapping import check_shape, map_keys, names_there, source_shapes
 from .key_tables import KeyRow, KeyTable, prefixed
 from .layouts import LAYOUTS, Layout, recognize
 from .report import NOT_A_PART
 from .targets import TARGETS, Target
 
 __all__ = ["ConversionPlan", "dtype_name", "plan_conversion", "read_dtype"]
+
+LIKENESS = 0.85  # From this ratio of difflib, a name counts as another spelling of one that is missing.
+LONGEST_SPELLING = 100  # Characters: longer names are not compared, as the time grows with their square.
 
 
 class _Selection(Mapping[str, torch.Tensor]):
@@ -53,6 +58,8 @@ class ConversionPlan:
         rows: the rows that apply, with complete names, by the name in our model.
         unused: names in the checkpoint that the model has no use for, with the reason.
         config: configuration of the model.
+        absent: sorted names of the model's tensors that the checkpoint lacks. They are newly initialised.
+        image_processor: the image processor that belongs to the checkpoint.
         dtype: dtype of the model.
         assumed: fields of the configuration that are right for most checkpoints of the layout but not for all, with
             the reason.
@@ -66,6 +73,8 @@ class ConversionPlan:
     rows: dict[str, KeyRow]
     unused: dict[str, str]
     config: Any
+    absent: list[str]
+    image_processor: Any
     dtype: torch.dtype
     assumed: dict[str, str]
 
@@ -159,6 +168,41 @@ def _map_encoder(
     return rows, unused
 
 
+def _compare_with_model(layout: Layout, rows: Mapping[str, KeyRow], checkpoint: Checkpoint, config: Any) -> list[str]:
+    """Check that each tensor has its place in the model, and return the names of those that the checkpoint lacks."""
+    with torch.device("meta"):
+        model = MODELS[layout.model_type].model_class(config).state_dict()
+    for name, shape in source_shapes(rows, checkpoint.shapes).items():
+        if name not in model:
+            raise ValueError(f"{layout.name}: the configuration has no place for {' + '.join(rows[name].there)}.")
+        check_shape(rows[name], shape, model[name].shape)
+    absent = sorted(set(model) - set(rows))
+    required = [name for name in absent if not name.startswith(TARGETS[layout.model_type].optional_parts)]
+    if required:
+        raise ValueError(
+            f"{layout.name}: the checkpoint is incomplete: it has no tensors for {', '.join(required[:3])}."
+        )
+    return absent
+
+
+def _check_spelling(layout: Layout, prefix: str, absent: Sequence[str], unused: Mapping[str, str]) -> None:
+    """Check that no tensor that would be newly initialised is in the checkpoint under a slightly different name.
+
+    Raises:
+        `ValueError`: there is one, such as `view_separator` for `view_seperator`.
+    """
+    others = [name for name, reason in unused.items() if reason == NOT_A_PART and len(name) <= LONGEST_SPELLING]
+    for name in (there for here in absent for there in names_there(here, layout.table)):
+        # The prefix may be another one, too, so only the last parts of the names are compared.
+        ends = {".".join(other.split(".")[-name.count(".") - 1 :]): other for other in others}
+        near = get_close_matches(name, ends, n=1, cutoff=LIKENESS)
+        if near:
+            raise ValueError(
+                f"{layout.name}: the checkpoint has no tensor {prefix + name!r}, but one named {ends[near[0]]!r}. "
+                "If they are the same, rename it; otherwise remove it."
+            )
+
+
 def _find_assumed(layout: Layout, checkpoint: Checkpoint, config: Any, values: Mapping[str, Any]) -> dict[str, str]:
     if not layout.assumed:
         return {}
@@ -180,8 +224,9 @@ def plan_conversion(
         values: see [`convert_checkpoint`].
 
     Raises:
-        `ValueError`: the layout is unknown or ambiguous, the encoder has an unknown or a quantised tensor or lacks a
-            part, or a size is unknown.
+        `ValueError`: the layout is unknown or ambiguous, the encoder has an unknown or a quantised tensor, one of a
+            wrong shape, lacks a part or has it under a misspelt name, a size is unknown, or the image processor's file
+            is damaged.
     """
     _check_values(values)
     _check_foreign(checkpoint)
@@ -194,6 +239,8 @@ def plan_conversion(
     if empty:
         raise ValueError(f"{empty[0]} is empty: it has shape {checkpoint.shapes[empty[0]]}.")
     config = target.infer_config(layout, source_shapes(rows, checkpoint.shapes), checkpoint, **values)
+    absent = _compare_with_model(layout, rows, checkpoint, config)
+    _check_spelling(layout, prefix, absent, unused)
     return ConversionPlan(
         checkpoint=checkpoint,
         layout=layout,
@@ -203,6 +250,8 @@ def plan_conversion(
         rows=rows,
         unused=unused,
         config=config,
+        absent=absent,
+        image_processor=infer_image_processor(layout, checkpoint, config),
         dtype=read_dtype(dtype) or common,
         assumed=_find_assumed(layout, checkpoint, config, values),
     )

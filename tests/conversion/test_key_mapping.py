@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from deepencoder.conversion.key_mapping import convert_state_dict, joined_shape, map_keys, revert_state_dict
+from deepencoder.conversion.key_mapping import (
+    convert_state_dict,
+    joined_shape,
+    map_keys,
+    names_there,
+    revert_state_dict,
+)
 from deepencoder.conversion.key_tables import CLIP_TRANSFORMERS, DEEPENCODER_DEEPSEEK_OCR, row
 
 
@@ -27,6 +33,20 @@ def test_tensors_are_joined_and_reshaped() -> None:
     assert unused == ["rest"]
     with pytest.raises(ValueError, match=r"positions.*\(1, 4, 5\).*\(5, 4\)"):
         convert_state_dict({"positions": torch.empty(1, 4, 5)}, table, target)
+
+
+def test_tensors_that_are_joined_have_one_shape() -> None:
+    item = row("qkv", "q", "k", "v")
+    assert joined_shape(item, {"q": (2, 3), "k": (2, 3), "v": (2, 3)}) == (6, 3)
+    with pytest.raises(ValueError, match=r"q and v must have the same shape, not \(2, 3\) and \(3, 2\)"):
+        joined_shape(item, {"q": (2, 3), "k": (2, 3), "v": (3, 2)})
+
+
+def test_names_in_the_other_code() -> None:
+    assert names_there("layers.3.self_attn.qkv_proj.bias", CLIP_TRANSFORMERS) == [
+        f"encoder.layers.3.self_attn.{part}_proj.bias" for part in "qkv"
+    ]
+    assert names_there("other", CLIP_TRANSFORMERS) == []
 
 
 def test_tensors_are_transposed_and_split_again() -> None:

@@ -1,6 +1,7 @@
 """What is known and refused before a tensor is read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,87 @@ def test_strict_about_the_encoders_own_parts(tmp_path: Path) -> None:
     save_file(tensors | {"sam_model.blocks.0.norm3.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"norm3.*nearest.*sam_model\.blocks\.0\.norm"):
         convert_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("known", "other"),
+    [
+        ("model.view_seperator", "model.view_separator"),
+        ("model.view_seperator", "view_seperator"),
+        ("model.image_newline", "language_model.image_newline"),
+        ("model.image_newline", "model.image_new_line"),
+        ("model.projector.layers.bias", "model.projectors.layers.bias"),
+    ],
+)
+def test_other_spellings_are_not_newly_initialised(known: str, other: str, tmp_path: Path) -> None:
+    """MLX spells the separator correctly; it would have been random."""
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR, "model.")
+    tensors[other] = tensors.pop(known)
+    save_file(tensors | OTHER_TENSORS, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"no tensor '{known}', but one named '{other}'"):
+        plan_conversion(open_checkpoint(tmp_path))
+
+
+def test_parts_that_are_missing_under_any_name(tmp_path: Path) -> None:
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR, "model.")
+    del tensors["model.view_seperator"]
+    save_file(tensors | OTHER_TENSORS, tmp_path / "model.safetensors")
+    assert plan_conversion(open_checkpoint(tmp_path)).absent == ["view_separator"]
+
+
+def plan_of(tensors: dict[str, torch.Tensor], folder: Path) -> Any:
+    """Plan a conversion with empty tensors of these shapes, none of which may be read."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    checkpoint.tensors = {name: replace(tensor, read=None) for name, tensor in checkpoint.tensors.items()}
+    return plan_conversion(checkpoint)
+
+
+@pytest.mark.parametrize("slug", ["deepseek-ocr", "sam", "got-ocr-transformers", "clip", "vit-timm"])
+def test_convolutions_as_mlx_stores_them_are_refused(slug: str, tmp_path: Path) -> None:
+    layout = layout_of(slug)
+    tensors = state_dict_there(build(layout), layout)
+    assert plan_of(tensors, tmp_path).absent == [] or slug == "sam"
+    convolutions = [name for name, tensor in tensors.items() if tensor.ndim == 4 and tensor.shape[-1] > 1]
+    for chosen in (convolutions, *([name] for name in convolutions if "pos" not in name)):
+        moved = {name: tensor.permute(0, 2, 3, 1) if name in chosen else tensor for name, tensor in tensors.items()}
+        with pytest.raises(ValueError, match=r"MLX|has shape .* needs"):
+            plan_of(moved, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("slug", "name"),
+    [
+        ("clip-transformers", "vision_model.encoder.layers.1.self_attn.{}_proj.weight"),
+        ("clip-vision-transformers", "encoder.layers.0.self_attn.{}_proj.bias"),
+        ("vit-transformers-memory", "layers.1.attention.{}_proj.weight"),
+    ],
+)
+def test_queries_keys_and_values_have_one_shape(slug: str, name: str, tmp_path: Path) -> None:
+    layout = layout_of(slug)
+    tensors = state_dict_there(build(layout), layout)
+    for part in "qkv":
+        shorter = tensors | {name.format(part): tensors[name.format(part)][:-1]}
+        with pytest.raises(ValueError, match=r"q_proj.* must have the same shape, not"):
+            plan_of(shorter, tmp_path)
+
+
+def test_wrong_and_missing_tensors_are_refused_without_reading(tmp_path: Path) -> None:
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
+    name = "vision_model.transformer.layers.1.self_attn.out_proj.weight"
+    with pytest.raises(ValueError, match=rf"{name} has shape .*, but clip_encoder.* needs"):
+        plan_of(tensors | {name: tensors[name][:-1]}, tmp_path)
+    with pytest.raises(ValueError, match=r"incomplete: it has no tensors for clip_encoder.*out_proj"):
+        plan_of({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path)
+    with pytest.raises(ValueError, match="no place for sam_model.blocks.0.attn.rel_pos_d"):
+        plan_of(tensors | {"sam_model.blocks.0.attn.rel_pos_d": torch.ones(1)}, tmp_path)
+
+
+def test_a_damaged_image_processor_is_refused_without_reading(tmp_path: Path) -> None:
+    tensors = state_dict_there(build(DEEPSEEK_OCR), DEEPSEEK_OCR)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_std": [0, 0, 0]}')
+    with pytest.raises(ValueError, match="image processor's file beside the checkpoint is damaged"):
+        plan_of(tensors, tmp_path)
 
 
 def test_what_is_ours_already_is_told_so(tmp_path: Path) -> None:

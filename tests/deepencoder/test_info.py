@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from deepencoder import DeepEncoderConfig, SamEncoderConfig
+
+from ..conversion.samples import build, layout_of, state_dict_there
 
 
 def test_info(cli: Any, tmp_path: Path) -> None:
@@ -22,3 +26,14 @@ def test_info(cli: Any, tmp_path: Path) -> None:
 def test_a_folder_without_a_model_is_one_line(cli: Any, tmp_path: Path) -> None:
     code, _, err = cli("info", tmp_path)
     assert code == 2 and len(err.strip().splitlines()) == 1 and "cannot be loaded" in err
+
+
+def test_what_convert_refuses_is_refused(cli: Any, tmp_path: Path) -> None:
+    """Convolutions in MLX's order were shown as a model of 16 channels."""
+    tensors = state_dict_there(build(layout_of("deepseek-ocr")), layout_of("deepseek-ocr"))
+    moved = {name: (t.permute(0, 2, 3, 1) if t.ndim == 4 else t).contiguous() for name, t in tensors.items()}
+    save_file(moved, tmp_path / "model.safetensors")
+    for arguments in (("info", tmp_path), ("convert", tmp_path, tmp_path / "target")):
+        code, out, err = cli(*arguments)
+        assert code == 2 and out == "" and len(err.strip().splitlines()) == 1 and "MLX" in err
+    assert not (tmp_path / "target").exists()
