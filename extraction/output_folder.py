@@ -128,8 +128,8 @@ def _load_manifest(output: Path) -> dict[str, Any] | None:
     return dict(manifest)
 
 
-def _recorded_sizes(manifest: dict[str, Any]) -> dict[str, int]:
-    return {shard["name"]: shard["bytes"] for shard in manifest.get("shards", [])}
+def _recorded(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {shard["name"]: shard for shard in manifest.get("shards", [])}
 
 
 def _find_places(sources: Sequence[str]) -> list[str]:
@@ -186,10 +186,10 @@ def _remove_unfinished(output: Path) -> None:
 
 def _find_damaged(output: Path, manifest: dict[str, Any]) -> Iterator[DamagedShardError]:
     """Read every shard back, and yield what is wrong with those that are damaged."""
-    sizes = _recorded_sizes(manifest)
+    recorded = _recorded(manifest)
     for path in list_shards(output):
         try:
-            verify_shard(path, sizes)
+            verify_shard(path, recorded)
         except DamagedShardError as error:
             yield error
 
@@ -207,13 +207,15 @@ def verify_output(output: Path) -> VerificationSummary:
     manifest = _load_manifest(output)
     if manifest is None:
         raise ValueError(f"output {output} holds no extraction: it has no {MANIFEST}.")
-    sizes, damaged, found = _recorded_sizes(manifest), {}, []
+    recorded, damaged, found = _recorded(manifest), {}, []
     for path in list_shards(output):
         try:
-            found += verify_shard(path, sizes)
+            found += verify_shard(path, recorded)
         except DamagedShardError as error:
             damaged[f"{DATA}/{path.name}"] = error.reason
-    missing = {name: "it is missing" for name in sizes if name.endswith(".parquet") and not (output / name).exists()}
+    missing = {
+        name: "it is missing" for name in recorded if name.endswith(".parquet") and not (output / name).exists()
+    }
     return VerificationSummary(
         pages=sum(file["rows"] for file in found if file["name"].endswith(".parquet")),
         shards=len(found),
@@ -267,7 +269,7 @@ def open_output(output: Path, settings: ExtractionSettings, options: RunOptions)
     if options.redo_damaged:
         for shard in _find_damaged(output, manifest):
             set_aside(output, shard.path)
-    shards = read_shards(output, _recorded_sizes(manifest))
+    shards = read_shards(output, _recorded(manifest))
     collect_left(output)
     merge_failures(output)
     if options.retry_failed:

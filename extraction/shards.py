@@ -1,13 +1,15 @@
 """Finished shards: which there are, whether they are whole, and how damaged ones make room for new ones.
 
-Unusual: a file that was cut short or deleted is noticed whenever the folder is opened, from sizes alone. Damage inside
-a file is noticed when it is read, since the pages of parquet files carry checksums. The safetensors file beside a
-shard has none, so the parquet file, which is written later, records its size and hash.
+Unusual: a file that was cut short or deleted is noticed whenever the folder is opened, from its size. Damage inside a
+file is noticed when it is read, since the pages of parquet files carry checksums. Their footers carry none, so the
+manifest records a hash of each. Nor has the safetensors file beside a shard any, so the parquet file, which is written
+later, records its size and hash.
 """
 
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,10 @@ SEPARATE_SUFFIX = ".safetensors"
 TENSORS_KEY = b"deepencoder.safetensors"  # Key of what a parquet file records of the file beside it.
 ROWS_AT_ONCE = 64  # Rows, with all their features, that are held in memory while a shard is read back.
 BLOCK_SIZE = 1 << 20  # Bytes that are read at once.
+
+
+Recorded = Mapping[str, Mapping[str, Any]]
+"""What the manifest records of files of shards: for each name their `bytes`, and the hash of a parquet `footer`."""
 
 
 class DamagedShardError(ValueError):
@@ -107,40 +113,52 @@ def list_shards(folder: Path) -> list[Path]:
     return sorted((folder / DATA).glob("part-*.parquet"))
 
 
-def check_shard(path: Path, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Check that the files of a shard exist and have their sizes, without reading their content.
+def _hash_footer(path: Path) -> str:
+    """Hash the end of a parquet file, which says where its columns are and what they are called."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)  # the length of the footer in 4 bytes, and 4 more of the format
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def check_shard(path: Path, recorded: Recorded) -> list[dict[str, Any]]:
+    """Check that the files of a shard are there, and that they have their sizes and their footer.
 
     Args:
         path: the parquet file.
-        sizes: the sizes of files that the manifest records, by name; files that it does not record are new.
+        recorded: what the manifest records of some files; see [`Recorded`].
 
     Returns:
-        the name, the number of rows and the size of each file, as the manifest records them.
+        what the manifest has to record of each file.
 
     Raises:
         [`DamagedShardError`]
     """
-    rows, record = _read_footer(path)
+    rows, tensors = _read_footer(path)
     beside, found = path.with_suffix(SEPARATE_SUFFIX), []
-    for file, recorded in ((path, None), (beside, record)):
+    for file, facts in ((path, {"footer": _hash_footer(path)}), (beside, {})):
         name = f"{DATA}/{file.name}"
-        expected = sizes.get(name) if recorded is None else recorded["bytes"]
+        known = recorded.get(name, {})
+        expected = known.get("bytes") if file == path or tensors is None else tensors["bytes"]
         size = file.stat().st_size if file.exists() else None
         if expected is not None and size != expected:
             actual = "is missing" if size is None else f"has {size:,} bytes instead of {expected:,}"
             raise DamagedShardError(path, f"{file.name} {actual}")
+        if facts and known.get("footer", facts["footer"]) != facts["footer"]:
+            raise DamagedShardError(path, "its footer has changed")
         if size is not None:
-            found.append({"name": name, "rows": rows, "bytes": size})
+            found.append({"name": name, "rows": rows, "bytes": size, **facts})
     return found
 
 
-def read_shards(folder: Path, sizes: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+def read_shards(folder: Path, recorded: Recorded | None = None) -> list[dict[str, Any]]:
     """List the files of the finished shards in the order of their names; see [`check_shard`].
 
     Raises:
         [`DamagedShardError`]: the first shard that is damaged.
     """
-    return [file for path in list_shards(folder) for file in check_shard(path, sizes or {})]
+    return [file for path in list_shards(folder) for file in check_shard(path, recorded or {})]
 
 
 def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> "Iterator[pyarrow.RecordBatch]":
@@ -170,9 +188,9 @@ def _check_header(tensors: Path, path: Path) -> None:
         raise DamagedShardError(path, f"{tensors.name} cannot be read: {_first_line(error)}") from error
 
 
-def verify_shard(path: Path, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+def verify_shard(path: Path, recorded: Recorded) -> list[dict[str, Any]]:
     """Do what [`check_shard`] does, and read everything back: the parquet file and the file beside it."""
-    found = check_shard(path, sizes)
+    found = check_shard(path, recorded)
     rows, record = _read_footer(path)
     actual = sum(batch.num_rows for batch in read_batches(path, ROWS_AT_ONCE))
     if actual != rows:

@@ -43,9 +43,10 @@ def make_shard(load: Load, folder: Path, format: str) -> Path:
 def test_a_parquet_file_that_is_cut_short_is_named(load: Load, tmp_path: Path) -> None:
     shard = make_shard(load, tmp_path, "parquet")
     (found,) = read_shards(tmp_path / "output")
-    assert found == {"name": f"data/{shard.name}", "rows": 3, "bytes": shard.stat().st_size}
+    facts = {"name": f"data/{shard.name}", "rows": 3, "bytes": shard.stat().st_size}
+    assert found == facts | {"footer": found["footer"]}
     with pytest.raises(DamagedShardError, match="instead of 5"):
-        read_shards(tmp_path / "output", {f"data/{shard.name}": 5})
+        read_shards(tmp_path / "output", {f"data/{shard.name}": {"bytes": 5}})
     shard.write_bytes(shard.read_bytes()[:-20])
     for read in (read_shards, read_finished):
         with pytest.raises(ValueError, match=f"{shard.name} is damaged: .*--redo-damaged"):
@@ -64,6 +65,14 @@ def test_the_pages_of_every_column_have_checksums(load: Load, tmp_path: Path) ->
     flip_in_column(shard, 0)
     with pytest.raises(ValueError, match=f"{shard.name} is damaged"):
         read_finished(tmp_path / "output")
+
+
+def test_the_manifest_knows_the_footers(load: Load, tmp_path: Path) -> None:
+    shard = make_shard(load, tmp_path, "parquet")
+    # No checksum of the format covers the names of columns.
+    shard.write_bytes(shard.read_bytes().replace(b"num_tokens", b"num_TOKENS"))
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged: its footer has changed"):
+        extract(settings(tmp_path / "corpus"), tmp_path / "output", load)
 
 
 @pytest.mark.parametrize(("damage", "words"), [("cut", "bytes instead of"), ("deleted", "missing")])
