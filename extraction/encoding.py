@@ -16,12 +16,13 @@ import torch
 
 from .arrow import feature_fields, page_schema
 from .batching import BatchBudget, cut_batches
-from .failure_streaks import GIVE_UP_AFTER, FailureStreaks
+from .failure_streaks import FailureStreaks
+from .limits import GIVE_UP_AFTER, PAGE_MEMORY, PAGE_TIMEOUT
 from .outputs import DTYPES, OUTPUTS, check_outputs, take_outputs
 from .pages import Page, PageError
 from .preparation import PageLoader, PreparedImage, not_prepared
 from .settings import MAX_LOST_PAGES, ModelError
-from .workers import PAGE_MEMORY, PAGE_TIMEOUT, map_in_processes
+from .workers import map_in_processes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -265,14 +266,48 @@ class PageEncoder:
         return self.image_processor.normalize_pixels(pixels.to(self.device, non_blocking=True))
 
 
+@dataclass(frozen=True)
+class _Decoding:
+    """How pages are decoded; see [`iterate_features`]."""
+
+    workers: int
+    page_timeout: float | None
+    page_memory: int | None
+    give_up_after: int
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}.")
+        for name in ("page_timeout", "page_memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive or None, got {value}.")
+        if self.give_up_after < 1:
+            raise ValueError(f"give_up_after must be positive, got {self.give_up_after}.")
+
+
 def _prepare_pages(
-    pages: Iterable[Page], encoder: PageEncoder, workers: int, page_timeout: float | None
+    pages: Iterable[Page], encoder: PageEncoder, decoding: _Decoding, stop: Callable[[], bool] | None
 ) -> Generator[tuple[Page, Prepared], None, None]:
     loader = PageLoader(encoder.image_processor, encoder.mode)
-    if workers:
-        yield from map_in_processes(loader, pages, workers, not_prepared, page_timeout)
+    streaks = FailureStreaks(decoding.give_up_after)
+    tried = map(streaks.replace, pages)
+    if decoding.workers:
+        prepared = map_in_processes(
+            loader,
+            tried,
+            decoding.workers,
+            not_prepared,
+            seconds=decoding.page_timeout,
+            memory=decoding.page_memory,
+            stop=stop,
+            size_of=lambda page: page.encoded_bytes,
+        )
     else:
-        yield from map(loader, pages)
+        prepared = map(loader, tried)
+    for page, result in prepared:
+        streaks.note(page, result)
+        yield page, result
 
 
 def iterate_features(
@@ -281,6 +316,8 @@ def iterate_features(
     *,
     workers: int = 1,
     page_timeout: float | None = PAGE_TIMEOUT,
+    page_memory: int | None = PAGE_MEMORY,
+    give_up_after: int = GIVE_UP_AFTER,
     stop: Callable[[], bool] | None = None,
 ) -> Generator[PageFeatures, None, None]:
     """Encode a stream of pages, in order, while worker processes decode and prepare the next ones.
@@ -288,25 +325,28 @@ def iterate_features(
     Args:
         pages: for example from [`list_pages`]. They are drawn as they are needed, never all at once.
         encoder ([`PageEncoder`]): the model, and which features it gives.
-        workers (`int`, defaults to 1): number of processes that decode; with 0 this process decodes between batches.
+        workers (`int`, defaults to 1): number of processes that decode; with 0 this process decodes between batches,
+            without any of the next two decoding.
         page_timeout (`float`, *optional*, defaults to 300): seconds after which decoding a page fails and its worker
-            process is killed; None for no limit. Without workers there is no limit.
-        stop (*optional*): asked for each page; once it returns True, only batches that were launched are finished.
+            process is killed; None for no limit.
+        page_memory (`int`, *optional*, defaults to 8 GiB): bytes that a worker process may take to decode a page, on
+            Linux; None for no limit.
+        give_up_after (`int`, defaults to 50): failed pages in a row after which the rest of a PDF or TIFF fails
+            without being tried.
+        stop (*optional*): asked several times a second; once it returns True, only batches that were launched are
+            finished.
 
     Yields:
         [`PageFeatures`], one for each page.
 
     Raises:
-        `ValueError`: `workers` or `page_timeout` is out of range.
+        `ValueError`: one of the numbers is out of range.
     """
-    if workers < 0:
-        raise ValueError(f"workers must not be negative, got {workers}.")
-    if page_timeout is not None and not page_timeout > 0:
-        raise ValueError(f"page_timeout must be positive or None, got {page_timeout}.")
+    decoding = _Decoding(workers, page_timeout, page_memory, give_up_after)
 
     def encode() -> Generator[PageFeatures, None, None]:
         # Closed explicitly, as the traceback of an exception would keep the worker processes alive.
-        with closing(_prepare_pages(pages, encoder, workers, page_timeout)) as prepared:
+        with closing(_prepare_pages(pages, encoder, decoding, stop)) as prepared:
             yield from encoder.encode_pages(prepared, stop)
 
     return encode()

@@ -22,6 +22,7 @@ from .containers.kinds import (
     kind_of_source,
     kind_of_suffix,
 )
+from .limits import MAX_PAGES_PER_DOCUMENT
 from .pages import FailedPage, ImagePage, Page
 
 __all__ = ["NoImagesError", "Selector", "is_streamed", "list_files", "list_pages"]
@@ -147,6 +148,8 @@ def list_pages(
     column: str | None = None,
     wanted: Selector | None = None,
     left_out: str | os.PathLike[str] | None = None,
+    max_pages: int = MAX_PAGES_PER_DOCUMENT,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[Page]:
     """List the pages of a corpus, lazily and in the same order every time.
 
@@ -160,6 +163,10 @@ def list_pages(
         column (`str`, *optional*): image column of parquet files and datasets. Default: the only image column.
         wanted (`Selector`, *optional*): returns False for pages to skip. Skipped pages are not read.
         left_out (*optional*): folder whose files are not part of the corpus, even if a glob matches them.
+        max_pages (`int`, defaults to 10,000): how many pages of one PDF or TIFF are listed. If it claims more, the
+            next one becomes a [`FailedPage`].
+        stop (*optional*): asked while a document is opened, which may hang; once it returns True, the document
+            becomes a [`FailedPage`].
 
     Yields:
         [`Page`]. A source that cannot be listed (a broken PDF, an unreadable folder) becomes a [`FailedPage`].
@@ -167,13 +174,15 @@ def list_pages(
     Raises:
         `FileNotFoundError`: one of the sources does not exist.
         `ImportError`: a library for this kind of source is missing; the message names the extra that installs it.
-        `ValueError`: `dpi` is not positive; a dataset lacks the split; a table has several image columns and none is
-            chosen; or a table that is itself one of the sources lacks the column (a table found in a folder becomes a
-            [`FailedPage`]).
+        `ValueError`: `dpi` or `max_pages` is not positive; a dataset lacks the split; a table has several image
+            columns and none is chosen; or a table that is itself one of the sources lacks the column (a table found in
+            a folder becomes a [`FailedPage`]).
     """
     if dpi < 1:
         raise ValueError(f"dpi must be positive, got {dpi}.")
-    options = ListingOptions(dpi, split, column)
+    if max_pages < 1:
+        raise ValueError(f"max_pages must be positive, got {max_pages}.")
+    options = ListingOptions(dpi, split, column, max_pages, stop)
     for index, page in enumerate(_list_all([os.fspath(source) for source in sources], options, left_out)):
         page = _with_printable_source(page)
         if wanted is None or wanted(index, page.source, page.page):

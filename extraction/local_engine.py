@@ -5,7 +5,7 @@ rank, so any number of processes can continue the work of any other number.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -14,8 +14,9 @@ from typing import Any
 
 from .encoding import PageEncoder, PageFeatures, iterate_features
 from .ledger import FailureLog, key_of, read_finished
-from .listing import is_streamed
+from .listing import Selector, is_streamed
 from .output_folder import finish_output, lock_output, lock_rank, open_output
+from .pages import Page
 from .settings import BadPageError, ExtractionSettings, ExtractionSummary, ProcessGroup, Progress, RunOptions
 from .shard_writer import ShardWriter
 
@@ -51,20 +52,27 @@ class _Share:
         progress = Progress()
         if self.options.count and self.rank == 0:
             progress.total = self._count(is_mine)
-        pages = self.settings.list_pages(is_mine, left_out=self.output)
+        pages = self._list(is_mine)
         first = None if self.stop() else next(pages, None)
-        if first is not None:
+        if first is not None and not self.stop():
             encoder = PageEncoder.for_run(*load(), self.settings, self.options.batch_size)
             features = iterate_features(
                 chain([first], pages),
                 encoder,
                 workers=self.options.workers,
                 page_timeout=self.options.page_timeout,
+                page_memory=self.options.page_memory,
+                give_up_after=self.options.give_up_after,
                 stop=self.stop,
             )
             writer = ShardWriter(self.output, encoder.schema, self.settings, self.options, self.rank)
             self._write(features, writer, progress, on_progress)
         return progress
+
+    def _list(self, wanted: Selector) -> Iterator[Page]:
+        return self.settings.list_pages(
+            wanted, left_out=self.output, max_pages=self.options.max_pages_per_document, stop=self.stop
+        )
 
     def _count(self, is_wanted: Callable[[int, str, int], bool]) -> int | None:
         """Count the pages to do, without reading any; None if that would mean downloading them, or after a stop."""
@@ -77,7 +85,7 @@ class _Share:
             total += is_wanted(index, source, page)
             return self.stop()
 
-        for _ in self.settings.list_pages(note, left_out=self.output):
+        for _ in self._list(note):
             return None
         return total
 

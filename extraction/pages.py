@@ -7,9 +7,11 @@ PDF pages as well.
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,19 +20,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..processing.images import image_formats, to_rgb
 
 __all__ = [
-    "MAX_ENCODED_BYTES",
     "FailedPage",
     "ImagePage",
     "Page",
     "PageError",
+    "cut_document",
     "describe_error",
     "find_below",
     "image_suffixes",
     "load_page",
     "to_page_image",
 ]
-
-MAX_ENCODED_BYTES = 1 << 30  # limit for one encoded image in an archive or a table
 
 SomePage = TypeVar("SomePage", bound="Page")
 
@@ -82,6 +82,16 @@ class Page:
         """Return this page with its position in the corpus."""
         return replace(self, index=index)
 
+    @property
+    def document(self) -> str | None:
+        """The file that claims to hold this page among others, such as a PDF; None for a page of any other source."""
+        return None
+
+    @property
+    def encoded_bytes(self) -> int:
+        """Number of bytes of encoded image data that the page carries."""
+        return 0
+
     def without_data(self: SomePage) -> SomePage:
         """Return this page without encoded image data, to send it back cheaply."""
         return self
@@ -122,6 +132,14 @@ class ImagePage(Page):
     data: bytes | None = None
     frame: int = 0
 
+    @property
+    def document(self) -> str | None:
+        return self.path if self.frame else None
+
+    @property
+    def encoded_bytes(self) -> int:
+        return len(self.data or b"")
+
     def without_data(self) -> "ImagePage":
         return replace(self, data=None)
 
@@ -149,6 +167,15 @@ class ImagePage(Page):
         if not data:
             raise PageError("it is empty")
         return BytesIO(data)
+
+
+def cut_document(path: str, pages: Iterator[SomePage], max_pages: int) -> Iterator[SomePage | FailedPage]:
+    """Yield the first pages of a document, and if there are more, a [`FailedPage`] that says so."""
+    yield from islice(pages, max_pages)
+    if next(pages, None) is not None:
+        yield FailedPage(
+            path, max_pages, error=f"it and those after it are not read, as the limit is {max_pages:,} pages"
+        )
 
 
 def load_page(page: Page) -> Image.Image:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arrow import to_table
 from .encoding import PageEncoder
+from .failure_streaks import FailureStreaks
 from .ledger import FailureLog, merge_failures, read_finished
 from .listing import NoImagesError, list_files
 from .output_folder import finish_output, lock_output, open_output
@@ -39,12 +40,14 @@ PAGES_PER_CALL = 64  # Pages that an actor takes at once; it cuts them into batc
 class _Lister:
     """Lists the pages of a file that are still to be done, as pickled references."""
 
-    def __init__(self, settings: ExtractionSettings, is_finished: Callable[[str, int], bool]) -> None:
-        self.settings, self.is_finished = settings, is_finished
+    def __init__(self, settings: ExtractionSettings, is_finished: Callable[[str, int], bool], max_pages: int) -> None:
+        self.settings, self.is_finished, self.max_pages = settings, is_finished, max_pages
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         pages = self.settings.list_pages(
-            lambda index, source, page: not self.is_finished(source, page), sources=(row["file"],)
+            lambda index, source, page: not self.is_finished(source, page),
+            sources=(row["file"],),
+            max_pages=self.max_pages,
         )
         try:
             for page in pages:
@@ -63,22 +66,24 @@ class _Preparer:
     until it gave up.
     """
 
-    def __init__(self, loader: bytes, page_timeout: float | None) -> None:
-        self.loader, self.page_timeout = loader, page_timeout
+    def __init__(self, loader: bytes, options: RunOptions) -> None:
+        self.loader, self.limits = loader, (options.page_timeout, options.page_memory)
+        self.streaks = FailureStreaks(options.give_up_after)  # of the pages that one task prepares
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        page = pickle.loads(row["page"])
+        page = self.streaks.replace(pickle.loads(row["page"]))
         try:
-            prepared = _decoder(self.loader, self.page_timeout, os.getpid())(page)
+            prepared = _decoder(self.loader, *self.limits, os.getpid())(page)
         except DiedError as error:
             prepared = not_prepared(page, str(error))
+        self.streaks.note(*prepared)
         return {"prepared": pickle.dumps(prepared)}
 
 
 @lru_cache(maxsize=1)
-def _decoder(loader: bytes, page_timeout: float | None, process: int) -> Worker[Page, Any]:
+def _decoder(loader: bytes, seconds: float | None, memory: int | None, process: int) -> Worker[Page, Any]:
     """Return a process that decodes, which is kept for the next tasks of this process."""
-    return Worker(pickle.loads(loader), page_timeout)
+    return Worker(pickle.loads(loader), seconds, memory)
 
 
 class _Encoder:
@@ -134,8 +139,8 @@ def _plan(
     loader = ray.cloudpickle.dumps(PageLoader(image_processor, settings.named_mode))
     return (
         ray.data.from_items([{"file": file} for file in files])
-        .flat_map(_Lister(settings, read_finished(output)))
-        .map(_Preparer(loader, options.page_timeout))
+        .flat_map(_Lister(settings, read_finished(output), options.max_pages_per_document))
+        .map(_Preparer(loader, options))
         .map_batches(
             _Encoder,
             fn_constructor_args=(settings, output, load, options),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..processing.modes import MODES
+from .limits import GIVE_UP_AFTER, MAX_PAGES_PER_DOCUMENT, PAGE_MEMORY, PAGE_TIMEOUT
 from .outputs import check_outputs
-from .workers import PAGE_TIMEOUT
 
 if TYPE_CHECKING:
     from .pages import Page
@@ -98,12 +98,23 @@ class ExtractionSettings:
         wanted: Callable[[int, str, int], bool] | None = None,
         sources: Sequence[str] | None = None,
         left_out: Path | None = None,
+        max_pages: int = MAX_PAGES_PER_DOCUMENT,
+        stop: Callable[[], bool] | None = None,
     ) -> "Iterator[Page]":
         """List the pages of all sources, or of the given ones; see [`list_pages`]."""
         from .listing import list_pages  # imports torch
 
         chosen = self.sources if sources is None else sources
-        return list_pages(chosen, dpi=self.dpi, split=self.split, column=self.column, wanted=wanted, left_out=left_out)
+        return list_pages(
+            chosen,
+            dpi=self.dpi,
+            split=self.split,
+            column=self.column,
+            wanted=wanted,
+            left_out=left_out,
+            max_pages=max_pages,
+            stop=stop,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,9 @@ class RunOptions:
         workers: number of processes that decode and prepare pages; 0 decodes in the main process. The Ray engine
             leaves this to Ray.
         page_timeout: seconds after which decoding a page in a worker process fails; None for no limit.
+        page_memory: bytes that a worker process may take to decode a page, on Linux; None for no limit.
+        max_pages_per_document: how many pages of one PDF or TIFF are read.
+        give_up_after: failed pages in a row after which the rest of a PDF or TIFF fails without being tried.
         shard_size: bytes of features after which a shard is closed.
         shard_seconds: seconds after which a shard is closed whatever its size. The first shards of a run are closed
             after 1, 2, 4, ... minutes, so that a run that is often killed advances. The Ray engine ignores it.
@@ -129,6 +143,9 @@ class RunOptions:
     batch_size: int | str = "auto"
     workers: int = 1
     page_timeout: float | None = PAGE_TIMEOUT
+    page_memory: int | None = PAGE_MEMORY
+    max_pages_per_document: int = MAX_PAGES_PER_DOCUMENT
+    give_up_after: int = GIVE_UP_AFTER
     shard_size: int = 512 << 20
     shard_seconds: float = 1800.0
     resume: bool = True

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..extraction import settings
+from ..extraction.limits import GIVE_UP_AFTER, MAX_PAGES_PER_DOCUMENT, PAGE_MEMORY, PAGE_TIMEOUT
 from ..extraction.outputs import DTYPES, OUTPUTS
-from ..extraction.workers import PAGE_TIMEOUT
 from .dataclass_options import takes_options
 from .errors import UserError, one_line, reported_as
 from .models import Source, load_model, load_processor, name_source, pick_device
@@ -86,6 +86,15 @@ class ExtractOptions:
     page_timeout: Annotated[float, typer.Option(help="Seconds after which decoding a page is given up.")] = (
         PAGE_TIMEOUT
     )
+    page_memory: Annotated[str, typer.Option(help="Memory that decoding a page may take, on Linux.")] = (
+        f"{PAGE_MEMORY >> 30}GiB"
+    )
+    max_pages_per_document: Annotated[
+        int, typer.Option(min=1, help="Pages of one PDF or TIFF that are read; it may claim any number.")
+    ] = MAX_PAGES_PER_DOCUMENT
+    give_up_after: Annotated[
+        int, typer.Option(min=1, help="Failed pages in a row after which the rest of a PDF or TIFF is not tried.")
+    ] = GIVE_UP_AFTER
     dpi: Annotated[int, typer.Option(help="Resolution at which PDF pages are rendered, in DPI.")] = 144
     split: Annotated[str | None, typer.Option(help="Dataset split to read.")] = None
     column: Annotated[str | None, typer.Option(help="Image column of tables and datasets.")] = None
@@ -126,11 +135,11 @@ class ExtractOptions:
     full_download: FullDownloadOption = False
 
 
-def _to_bytes(size: str) -> int:
+def _to_bytes(option: str, size: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", size.strip().upper())
     number = float(match[1]) * UNITS.get(match[2], 0) if match else 0
     if number < 1:
-        raise UserError(f"--shard-size must be a size such as 512MB, got {size!r}.")
+        raise UserError(f"{option} must be a size such as 512MB, got {size!r}.")
     return int(number)
 
 
@@ -141,7 +150,7 @@ def _to_batch_size(value: str) -> int | str:
 
 
 def _make_run_options(options: ExtractOptions) -> settings.RunOptions:
-    batch_size, shard_size = _to_batch_size(options.batch_size), _to_bytes(options.shard_size)
+    batch_size, shard_size = _to_batch_size(options.batch_size), _to_bytes("--shard-size", options.shard_size)
     workers = max(1, min(8, (os.cpu_count() or 1) // 2)) if options.workers is None else options.workers
     if workers < 0 or options.dpi < 1 or not (options.shard_minutes > 0 and options.page_timeout > 0):
         raise UserError("--workers must not be negative, --dpi, --shard-minutes and --page-timeout must be positive.")
@@ -149,6 +158,9 @@ def _make_run_options(options: ExtractOptions) -> settings.RunOptions:
         batch_size=batch_size,
         workers=workers,
         page_timeout=options.page_timeout,
+        page_memory=_to_bytes("--page-memory", options.page_memory),
+        max_pages_per_document=options.max_pages_per_document,
+        give_up_after=options.give_up_after,
         shard_size=shard_size,
         shard_seconds=60 * options.shard_minutes,
         resume=options.resume,

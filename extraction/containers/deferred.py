@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..pages import MAX_ENCODED_BYTES, FailedPage, ImagePage, Page, PageError, describe_error
+from ..limits import MAX_ENCODED_BYTES
+from ..pages import FailedPage, ImagePage, Page, PageError, describe_error
 
 __all__ = ["DeferredPage", "EncodedImage", "ListedPages"]
 

@@ -12,7 +12,8 @@ import zipfile
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..pages import MAX_ENCODED_BYTES, PageError
+from ..limits import MAX_ENCODED_BYTES
+from ..pages import PageError
 from .columns import choose_split, import_datasets, select_images
 from .deferred import DeferredPage, EncodedImage, ListedPages
 

@@ -7,6 +7,7 @@ considered at all. Every other file is treated as an image, whose format Pillow 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..limits import MAX_PAGES_PER_DOCUMENT
 from ..pages import image_suffixes
 from .deferred import ListedPages
 from .hub_dataset import is_hub_dataset, list_hub_dataset
@@ -39,11 +40,15 @@ class ListingOptions:
         dpi (`int`): resolution at which PDF pages are rendered, in dots per inch.
         split (`str`, *optional*): split of a dataset. Default: the only one.
         column (`str`, *optional*): image column of parquet files and datasets. Default: the only image column.
+        max_pages (`int`): how many pages of a PDF or a TIFF are listed at most.
+        stop (*optional*): asked while a document is opened, which may hang; once it returns True, it fails.
     """
 
     dpi: int = 144
     split: str | None = None
     column: str | None = None
+    max_pages: int = MAX_PAGES_PER_DOCUMENT
+    stop: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ SOURCE_KINDS = (
     ),
     SourceKind(  # its suffixes are among those of images
         "TIFF",
-        lambda source, options: list_tiff(source),
+        lambda source, options: list_tiff(source, options.max_pages),
         matches_file=lambda path, head: head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     ),
     SourceKind(
@@ -99,7 +104,7 @@ SOURCE_KINDS = (
     ),
     SourceKind(  # after archives, because the first member of an archive may be a PDF
         "PDF",
-        lambda source, options: list_pdf(source, options.dpi),
+        lambda source, options: list_pdf(source, options.dpi, options.max_pages, options.stop),
         matches_file=lambda path, head: b"%PDF-" in head,
         suffixes=(".pdf",),
     ),

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pages import FailedPage, Page, PageError, describe_error
-from ..workers import PAGE_TIMEOUT, DiedError, Worker
+from ..limits import MAX_PAGES_PER_DOCUMENT, PAGE_MEMORY, PAGE_TIMEOUT
+from ..pages import FailedPage, Page, PageError, cut_document, describe_error
+from ..workers import DiedError, Worker
 from .deferred import ListedPages
 
 __all__ = ["PdfPage", "count_pages", "list_pdf", "open_pdf"]
@@ -74,6 +75,10 @@ class PdfPage(Page):
     path: str = ""
     dpi: int = 144
 
+    @property
+    def document(self) -> str:
+        return self.path
+
     def read_image(self) -> Image.Image:
         sheet = open_pdf(self.path)[self.page]
         try:
@@ -100,25 +105,28 @@ def _may_fork() -> bool:
 @lru_cache(maxsize=1)
 def _counting_worker(count: Callable[[str], int], process: int) -> Worker[str, int]:
     """Return the worker process that counts pages. It is kept from PDF to PDF, but not inherited by forks."""
-    return Worker(count, PAGE_TIMEOUT)
+    return Worker(count, PAGE_TIMEOUT, PAGE_MEMORY)
 
 
-def list_pdf(path: str, dpi: int) -> ListedPages:
+def list_pdf(
+    path: str, dpi: int, max_pages: int = MAX_PAGES_PER_DOCUMENT, stop: Callable[[], bool] | None = None
+) -> ListedPages:
     """List the pages of a PDF.
 
     Args:
         path (`str`): the file.
         dpi (`int`): as for [`PdfPage`].
+        max_pages (`int`): how many pages to list at most.
+        stop (*optional*): asked while pdfium counts the pages; once it returns True, the PDF fails.
     """
     try:
-        count = _counting_worker(count_pages, os.getpid())(path) if _may_fork() else count_pages(path)
+        count = _counting_worker(count_pages, os.getpid())(path, stop) if _may_fork() else count_pages(path)
         if not count:
             raise PageError("the PDF has no pages")
     except PageError as error:
         yield FailedPage(path, error=str(error))
         return
-    except DiedError as error:
-        yield FailedPage(path, error=f"the PDF cannot be read: {error}")
+    except (DiedError, MemoryError) as error:
+        yield FailedPage(path, error=f"the PDF cannot be read: {describe_error(error)}")
         return
-    for number in range(count):
-        yield PdfPage(path, number, path=path, dpi=dpi)
+    yield from cut_document(path, (PdfPage(path, number, path=path, dpi=dpi) for number in range(count)), max_pages)

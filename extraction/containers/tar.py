@@ -9,7 +9,8 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from ..pages import MAX_ENCODED_BYTES, FailedPage, ImagePage, Page, PageError, describe_error, image_suffixes
+from ..limits import MAX_ENCODED_BYTES
+from ..pages import FailedPage, ImagePage, Page, PageError, describe_error, image_suffixes
 from .deferred import DeferredPage, EncodedImage, ListedPages
 
 __all__ = ["list_tar"]

@@ -7,16 +7,15 @@ Pillow would parse every tag.
 import os
 import struct
 
-from ..pages import ImagePage
+from ..limits import MAX_PAGES_PER_DOCUMENT
+from ..pages import ImagePage, cut_document
 from .deferred import ListedPages
 
 __all__ = ["count_frames", "list_tiff"]
 
-MAX_FRAMES = 100_000  # a crafted file may claim any number
 
-
-def count_frames(path: str) -> int:
-    """Count the frames of a TIFF or BigTIFF.
+def count_frames(path: str, limit: int) -> int:
+    """Count the frames of a TIFF or BigTIFF, up to a limit.
 
     If the chain of directories is cut off, the missing one is counted too, so that decoding it reports the error.
     """
@@ -30,7 +29,7 @@ def count_frames(path: str) -> int:
             order, big = ("<" if file.read(2) == b"II" else ">"), b"+" in file.read(2)
             start, count, entry_size, pointer = (8, "Q", 20, "Q") if big else (4, "H", 12, "I")
             file.seek(start)
-            while (place := read(pointer)) and place not in places and len(places) < MAX_FRAMES:
+            while (place := read(pointer)) and place not in places and len(places) < limit:
                 places.add(place)
                 file.seek(place)
                 file.seek(read(count) * entry_size, os.SEEK_CUR)
@@ -39,7 +38,7 @@ def count_frames(path: str) -> int:
     return max(1, len(places))
 
 
-def list_tiff(path: str) -> ListedPages:
-    """List the frames of a TIFF."""
-    for number in range(count_frames(path)):
-        yield ImagePage(path, number, path=path, frame=number)
+def list_tiff(path: str, max_pages: int = MAX_PAGES_PER_DOCUMENT) -> ListedPages:
+    """List the frames of a TIFF, up to `max_pages`."""
+    count = count_frames(path, max_pages + 1)
+    return cut_document(path, (ImagePage(path, number, path=path, frame=number) for number in range(count)), max_pages)

@@ -85,6 +85,15 @@ def write_huge_pdf(path: Path) -> Path:
     return path
 
 
+def write_endless_pdf(path: Path) -> Path:
+    """Write a PDF of under 200 bytes that claims a million pages."""
+    path.write_bytes(
+        b"%PDF-1.4\n1 0 obj\n<</Type/Catalog/Pages 2 0 R>>\nendobj\n"
+        b"2 0 obj\n<</Type/Pages/Kids[]/Count 1000000>>\nendobj\ntrailer\n<</Root 1 0 R>>\n%%EOF\n"
+    )
+    return path
+
+
 def write_tiff(path: Path, count: int) -> Path:
     first, *others = (picture(number, (64 + number, 96)) for number in range(count))
     first.save(path, save_all=True, append_images=others)

@@ -3,9 +3,10 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,23 @@ from deepencoder.extraction import (
     OUTPUTS,
     BadPageError,
     ExtractionSettings,
+    Page,
     ProcessGroup,
     Progress,
     list_pages,
     load_page,
 )
 
-from .corpus import picture, save_model, write_bad_pages, write_parquet, write_pdf, write_pictures, write_tar
+from .corpus import (
+    picture,
+    save_model,
+    write_bad_pages,
+    write_endless_pdf,
+    write_parquet,
+    write_pdf,
+    write_pictures,
+    write_tar,
+)
 from .helpers import Load, alone, extract, list_pages_of, names_of, rows_of, settings
 
 
@@ -211,6 +222,53 @@ def test_a_stop_writes_what_there_is(load: Load, tmp_path: Path) -> None:
     )
     assert not summary.done and len(rows_of(output)) == summary.written == 4  # the current batch and no more
     assert extract(settings(corpus), output, load).pages == 12
+
+
+@dataclass(frozen=True)
+class HungPage(Page):
+    """A page whose decoder never returns."""
+
+    def read_image(self) -> Any:
+        time.sleep(600)
+
+
+def test_a_stop_does_not_wait_for_a_decoder_that_hangs(load: Load, tmp_path: Path) -> None:
+    corpus, output, stopped = write_pictures(tmp_path / "corpus", 3), tmp_path / "output", list[float]()
+
+    class Hung(ExtractionSettings):
+        def list_pages(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            yield from super().list_pages(*args, **kwargs)
+            yield from (HungPage("hung", number) for number in range(2))
+
+    def stop() -> bool:
+        return bool(stopped) and time.monotonic() > stopped[0]
+
+    def note(progress: Progress) -> None:
+        if progress.written == 2:  # the third page waits for others of its batch
+            stopped.append(time.monotonic() + 0.5)
+
+    summary = extract(
+        Hung(**asdict(settings(corpus))),
+        output,
+        load,
+        stop=stop,
+        on_progress=note,
+        count=False,
+        batch_size=1,
+        workers=2,
+    )
+    assert time.monotonic() < stopped[0] + 2
+    assert not summary.done and summary.failed == 0 and len(rows_of(output)) == 2
+
+
+def test_a_document_of_bad_pages_is_given_up(load: Load, tmp_path: Path) -> None:
+    path, output = write_endless_pdf(tmp_path / "a.pdf"), tmp_path / "output"
+    summary = extract(settings(path), output, load, workers=0, max_pages_per_document=12, give_up_after=4)
+    assert (summary.pages, summary.failed) == (0, 13)
+    failures = [json.loads(line) for line in (output / "failures.jsonl").read_text().splitlines()]
+    reasons = [line["reason"] for line in sorted(failures, key=lambda line: line["page"])]
+    assert reasons[4:12] == ["it is not tried, since 4 pages before it failed in a row"] * 8
+    assert not any("not tried" in reason for reason in reasons[:4]) and "the limit is 12 pages" in reasons[12]
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from deepencoder.extraction.workers import DiedError, Worker, map_in_processes
+from deepencoder.extraction.workers import BYTES_AHEAD, DiedError, Worker, map_in_processes
+
+from ..conftest import ROOT
 
 
 def act(item: int | Path) -> int:
@@ -28,6 +33,8 @@ def act(item: int | Path) -> int:
         time.sleep(600)
     if item == 6:
         os.kill(os.getpid(), signal.SIGKILL)
+    if item == 7:
+        return len(bytearray(1 << 29))
     return 10 * item
 
 
@@ -70,3 +77,80 @@ def test_results_keep_the_order_and_items_are_drawn_as_needed() -> None:
     assert len(drawn) < 50
     results.close()  # type: ignore[attr-defined]
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_worker_that_died_while_it_was_idle_costs_no_try() -> None:
+    worker = Worker(act)
+    try:
+        for _ in range(3):
+            multiprocessing.active_children()[0].kill()
+            time.sleep(0.1)
+            assert worker(6 - 5) == 10
+    finally:
+        worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited on Linux only")
+def test_memory_is_limited_and_the_worker_goes_on() -> None:
+    worker = Worker(act, memory=1 << 28)
+    try:
+        with pytest.raises(MemoryError):
+            worker(7)
+        assert worker(1) == 10
+    finally:
+        worker.close()
+    worker = Worker(act, memory=1 << 30)
+    try:
+        assert worker(7) == 1 << 29
+    finally:
+        worker.close()
+
+
+def test_a_stop_ends_a_call_and_a_map_that_hang() -> None:
+    """The process that hangs is killed within two seconds, whatever the time limit."""
+    before, start = set(multiprocessing.active_children()), time.monotonic()
+    worker = Worker(act)
+    with pytest.raises(DiedError, match="it was interrupted"):
+        worker(5, lambda: time.monotonic() > start + 0.3)
+    assert worker(1) == 10
+    worker.close()
+    assert time.monotonic() < start + 2
+
+    start = time.monotonic()
+    results = map_in_processes(
+        act, [1, 5, 2, 5, 5], 2, lambda item, reason: 0, stop=lambda: time.monotonic() > start + 0.5
+    )
+    assert list(results) == [10]
+    assert time.monotonic() < start + 2
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_large_items_do_not_wait_together() -> None:
+    drawn: list[int] = []
+    items = (drawn.append(number) or number for number in range(100, 130))
+    results = map_in_processes(act, items, 2, lambda item, reason: 0, size_of=lambda item: BYTES_AHEAD // 2)
+    for number in range(100, 120):
+        assert next(results) == 10 * number
+        assert len(drawn) <= number - 100 + 3
+    results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses a signal of Linux")
+def test_a_worker_that_holds_the_interpreter_ends_with_its_parent() -> None:
+    program = [sys.executable, "-m", "tests.programs.hold_interpreter"]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.5)  # it hangs by now
+        parent.kill()
+    end = time.monotonic() + 3
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:  # which nobody may have waited for
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(multiprocessing.get_all_start_methods()[0] != "fork", reason="processes are not forked here")
+def test_garbage_of_the_main_process_does_not_hang_a_worker() -> None:
+    program = [sys.executable, "-m", "tests.programs.garbage_that_hangs"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip() == "2", done.stdout + done.stderr[-2000:]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import deepencoder.extraction
-from deepencoder.extraction.workers import PAGE_TIMEOUT
+from deepencoder.extraction.limits import PAGE_TIMEOUT
 
 folder = Path(sys.argv[1])
 assert PAGE_TIMEOUT > 0 and "torch" not in sys.modules  # a help text shows the time limit

@@ -7,7 +7,7 @@ import pytest
 from deepencoder.extraction.listing import list_pages
 from deepencoder.extraction.pages import PageError, load_page
 
-from ..corpus import picture, same
+from ..corpus import picture, same, write_tiff
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -22,3 +22,10 @@ def test_missing_frames_of_a_cut_tiff_are_reported(tmp_path: Path, big: bool) ->
     for page in cut:
         with pytest.raises(PageError):
             load_page(page)
+
+
+def test_a_tiff_of_too_many_frames_is_cut(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", 5)
+    assert len(list(list_pages([path], max_pages=5))) == 5
+    *pages, last = list_pages([path], max_pages=3)
+    assert [page.page for page in pages] == [0, 1, 2] and last.page == 3 and "the limit is 3 pages" in last.error
