@@ -13,7 +13,7 @@ from ..configuration.atomic_files import write_text
 from ..conversion.layouts import LAYOUTS
 from .dataclass_options import takes_options
 from .errors import UserError, reported_as
-from .files import check_target
+from .files import check_target, files_of_model
 from .options import Dtype, FullDownloadOption, RevisionOption
 from .terminal import make_console
 
@@ -105,12 +105,14 @@ def convert(options: ConvertOptions) -> None:
 
     deepencoder convert --to deepseek-ocr ENCODER ORIGINAL TARGET
     """
-    check_target(options.report, "--report", (".json",))
     if (options.third is None) != (options.to is None):
         raise UserError("convert takes SOURCE TARGET, or --to LAYOUT ENCODER ORIGINAL TARGET.")
     target = options.third or Path(options.second)
     if target.exists():
         raise UserError(f"TARGET: {target} exists already.")
+    original = None if options.to is None else options.second
+    inputs = [target, *files_of_model(options.source), *files_of_model(original)]
+    check_target(options.report, "--report", (".json",), inputs)
     with reported_as(f"{options.source} cannot be converted", OSError, ValueError):
         result, lines = (_convert if options.to is None else _restore)(options, target)
     if options.report is not None:

@@ -18,7 +18,7 @@ from ..configuration.atomic_files import replaced_file
 from ..extraction.outputs import OUTPUTS, take_outputs
 from .dataclass_options import takes_options
 from .errors import one_line
-from .files import check_target
+from .files import check_target, files_of_model
 from .models import load_model, load_processor, name_source, pick_device
 from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
 from .terminal import make_console
@@ -213,8 +213,8 @@ def encode(options: EncodeOptions) -> None:
     grids of the image as JSON.
     """
     console = make_console()
-    check_target(options.output, "--output", (".safetensors",))
-    check_target(options.picture, "--picture", (".png",))
+    pictures = _name_pictures(options)
+    _check_targets(options, pictures)
     encoder = _load_encoder(options)
     results = _Results(Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False))
     failures = 0
@@ -225,10 +225,8 @@ def encode(options: EncodeOptions) -> None:
         results.add_row(encoding)
         if options.output is not None:
             results.add_features(index, encoding, {"mode": encoder.mode_name, "model": options.model})
-        if options.picture is not None:
-            several = f"{options.picture.stem}-{index}"
-            path = options.picture if len(options.images) == 1 else options.picture.with_stem(several)
-            results.pictures.append((path, _draw(encoding, encoder.processor)))
+        if pictures:
+            results.pictures.append((pictures[index], _draw(encoding, encoder.processor)))
 
     # All is written before anything is printed.
     if results.tensors and options.output is not None:
@@ -242,6 +240,22 @@ def encode(options: EncodeOptions) -> None:
         console.print(f"Picture: {path}", soft_wrap=True)
     if failures:
         raise typer.Exit(2)
+
+
+def _name_pictures(options: EncodeOptions) -> list[Path]:
+    """Return the file of each image's picture; none if no pictures are wanted."""
+    path, count = options.picture, len(options.images)
+    check_target(path, "--picture", (".png",))
+    if path is None:
+        return []
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
+
+
+def _check_targets(options: EncodeOptions, pictures: list[Path]) -> None:
+    inputs: list[str | Path] = [*options.images, *files_of_model(options.model)]
+    check_target(options.output, "--output", (".safetensors",), inputs)
+    for path in pictures:
+        check_target(path, "--picture", (".png",), inputs)
 
 
 def _load_encoder(options: EncodeOptions) -> _Encoder:

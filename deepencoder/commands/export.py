@@ -8,7 +8,7 @@ import typer
 
 from ..processing.modes import MODES
 from .errors import UserError, reported_as
-from .files import check_target
+from .files import check_target, files_of_model
 from .models import Source, load_any_model
 from .options import Dtype, RevisionOption, TrustOption
 from .terminal import make_console
@@ -54,6 +54,9 @@ def export(
     from ..conversion.export import export_model
 
     chosen = _choose_format(output, format)
+    inputs = files_of_model(model)
+    for path in (output, Path(f"{output}.data")):  # The second holds the weights of an ONNX graph.
+        check_target(path, "FILE", (path.suffix.lower(),), inputs)
     if mode is not None and size is not None:
         raise UserError("export takes --mode or --size, not both.")
     loaded: Any = load_any_model(Source(model, trust_remote_code, revision), Dtype.float32)
