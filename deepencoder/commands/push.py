@@ -71,5 +71,5 @@ def _list_files(files: Mapping[str, Path | bytes]) -> Table:
         if isinstance(content, bytes):
             table.add_row(name, f"{len(content):,}", "generated")
         else:
-            table.add_row(name, f"{content.stat().st_size:,}", "")
+            table.add_row(name, f"{content.stat().st_size:,}", f"link to {content.resolve()}" * content.is_symlink())
     return table

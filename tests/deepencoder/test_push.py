@@ -44,6 +44,16 @@ def test_push_lists_what_it_uploads_and_what_it_leaves_out(
     assert listed == {path.name for path in found[1].iterdir()}
 
 
+def test_links_are_shown(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "private").write_text("private")
+    (folder / "README.md").symlink_to(folder.parent / "private")
+    monkeypatch.setattr("typer.confirm", lambda question: False)
+    _, out, _ = cli("push", folder, "some/model")
+    assert any(
+        line.startswith("README.md") and f"link to {folder.parent / 'private'}" in line for line in out.splitlines()
+    )
+
+
 def test_push_uploads(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
     code, out, err = cli("push", folder, "some/model", "--yes", "--private", "--revision", "v1", "--license", "mit")
