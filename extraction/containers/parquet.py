@@ -1,8 +1,8 @@
 """Parquet files, each row of which is a page.
 
 Unusual: a file of a few hundred bytes may hold gigabytes, and claim any number of rows. So rows are read one at a
-time, and only the bytes of their images. A row group is read from its start when the first of its pages is wanted, so a
-run that resumes skips finished row groups.
+time, and only the bytes of their images. A row group is read from its start when the first of its pages is wanted, so
+a run that resumes skips finished row groups.
 """
 
 from collections.abc import Iterator

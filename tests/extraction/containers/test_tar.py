@@ -1,9 +1,12 @@
 """The members of tar archives."""
 
+import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,3 +71,69 @@ def test_a_cut_compressed_archive_fails_where_it_ends(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     kinds = {os.path.basename(page.source): type(page) for page in list_pages([path])}
     assert kinds == {"a.tar.gz::0.png": ImagePage, "a.tar.gz::1.png": FailedPage, "a.tar.gz": FailedPage}
+
+
+def write_header(path: Path, kind: bytes, size: int, mode: str) -> Path:
+    """Write an archive whose first member is a special header of some size, filled with zeros."""
+    member = tarfile.TarInfo("long")
+    member.type, member.size = kind, size
+    opened: Any = gzip.open if mode == "gz" else open
+    with opened(path, "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+        file.write(write_tar(path.with_name("end.tar"), 1).read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("mode", ["tar", "gz"])
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
+)
+def test_large_headers_are_not_read(tmp_path: Path, kind: bytes, mode: str) -> None:
+    path = write_header(tmp_path / f"a.{'tar' if mode == 'tar' else 'tar.gz'}", kind, 32 << 20, mode)
+    tracemalloc.start()
+    try:
+        (page,) = list_pages([path])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(page, FailedPage) and "headers" in page.error, page
+    print(f"{peak:,} bytes at most")
+    assert peak < 16 << 20
+
+
+def test_many_headers_count_together(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    long = tarfile.TarInfo("long")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 18
+    with open(path, "wb") as file:
+        for _ in range(5):
+            file.write(long.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 18))
+        file.write(write_tar(tmp_path / "end.tar", 1).read_bytes())
+    (page,) = list_pages([path])
+    assert isinstance(page, FailedPage) and "headers" in page.error
+
+
+def test_a_negative_size_ends_the_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    member = tarfile.TarInfo("a.txt")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        member.pax_headers = {"size": "-1024"}
+        archive.addfile(member)
+    (page,) = list_pages([path])
+    assert isinstance(page, FailedPage) and "negative" in page.error
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_honest_long_names_are_read(tmp_path: Path, format: int) -> None:
+    name = "/".join(["folder" * 20] * 30) + "/a.png"
+    for mode in ("w", "w:gz"):
+        path = tmp_path / f"{mode[1:].strip(':')}.tar"
+        with tarfile.open(path, mode, format=format, pax_headers={"comment": "x"}) as archive:  # type: ignore[call-overload]
+            for number in range(2):
+                member = tarfile.TarInfo(name)
+                member.size = len(encoded(number))
+                archive.addfile(member, io.BytesIO(encoded(number)))
+        first, second = list_pages([path])
+        assert first.source == f"{path}::{name}" and same(first, picture(0)) and same(second, picture(1))
