@@ -4,21 +4,24 @@ Unusual: opening a checkpoint reads no tensors, as it may be far larger than the
 from its file on access. From the Hub, only the byte ranges of the needed tensors are downloaded.
 """
 
-import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import metadata_load
+from huggingface_hub import RepoCard
 
 from .readers.folders import find_files
 from .readers.formats import format_of, open_file
 from .readers.hub import HubOptions, RemoteFiles, looks_like_hub_id
+from .readers.json_files import read_json_file
 from .readers.stored_tensors import StoredTensor, join_shards
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_remote"]
+
+LARGEST_CARD_HEADER = 2**16  # bytes of a model card in which its licence is looked for
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -58,22 +61,27 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Read a JSON file beside the tensors. Without such a file, the result is an empty dict.
 
         Raises:
-            `ValueError`: the file is not valid JSON.
+            `ValueError`: the file is not valid JSON, or is too large.
         """
         path = self._find_file(name)
         if path is None:
             return {}
         try:
-            content = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            content = read_json_file(path)
+        except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}.") from error
         return content if isinstance(content, dict) else {}
 
     def read_license(self) -> str | None:
         """Return the licence that the checkpoint's model card states, if any."""
         path = self._find_file("README.md")
+        if path is None:
+            return None
         try:
-            license_name = None if path is None else (metadata_load(path) or {}).get("license")
+            with open(path, "rb") as file:
+                start = file.read(LARGEST_CARD_HEADER).decode(errors="replace")
+            # The library's pattern takes quadratic time for blank lines.
+            license_name = RepoCard(re.sub(r"[\r\n]+", "\n", start)).data.to_dict().get("license")
         except Exception:  # The model card may contain anything.
             return None
         return license_name if isinstance(license_name, str) else None

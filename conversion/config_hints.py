@@ -37,10 +37,12 @@ class TowerPart(Enum):
 
 def _walk(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield a configuration and all that are nested in it, except for those of language models."""
-    yield fields
-    for name, value in fields.items():
-        if isinstance(value, Mapping) and not name.startswith("text"):
-            yield from _walk(value)
+    left = [fields]
+    while left:
+        place = left.pop()
+        yield place
+        nested = [(name, value) for name, value in place.items() if isinstance(value, Mapping)]
+        left += [value for name, value in reversed(nested) if not name.startswith("text")]
 
 
 def _complete(fields: Mapping[str, Any]) -> Mapping[str, Any]:

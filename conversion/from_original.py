@@ -18,6 +18,7 @@ from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
 from .checkpoint import open_checkpoint, open_remote
 from .converter import execute_conversion, save_converted
+from .copies import copy_into
 from .planning import ConversionPlan, plan_conversion, read_dtype
 from .readers.hub import HubOptions, RemoteFiles, looks_like_hub_id, model_cache
 from .report import CONVERTER_VERSION, ConversionReport
@@ -73,7 +74,7 @@ def convert_to_folder(
     cached = _cached_folder(remote, values)
     if read_dtype(dtype) is None and max_shard_size is None and _is_usable(cached, verify, remote.options):
         with new_folder(target) as temporary:
-            shutil.copytree(cached, temporary, dirs_exist_ok=True)
+            copy_into(cached, temporary)
         return ConversionReport.load(cached)
     with remote.lock():
         plan = plan_conversion(open_remote(remote), dtype, **values)

@@ -4,7 +4,6 @@ Unusual: the files are copied as they are, and only the bytes of the encoder's t
 time. So names, order, dtypes and every other byte stay the same.
 """
 
-import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from huggingface_hub import snapshot_download
 from ..configuration.atomic_files import new_folder
 from ..modeling.catalog import MODELS
 from .checkpoint import Checkpoint, open_checkpoint
+from .copies import copy_into
 from .key_mapping import joined_shape, same_sides, split_tensor
 from .planning import ConversionPlan, dtype_name, plan_conversion
 from .readers.folders import find_files
@@ -125,18 +125,6 @@ def _check_match(encoder: Checkpoint, original: _Original) -> None:
             )
 
 
-def _copy(source: Path, folder: Path) -> None:
-    """Copy a file, or all that is in a folder, into a folder."""
-    if source.is_file():
-        shutil.copyfile(source, folder / source.name)
-        return
-    try:
-        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    except shutil.Error as error:  # It holds a list of all that failed.
-        name, _, reason = error.args[0][0]
-        raise OSError(f"{name} cannot be copied: {reason}") from error
-
-
 def _overwrite(file: BinaryIO, place: StoredTensor, tensor: torch.Tensor, name: str) -> None:
     assert place.dtype is not None
     content = tensor.to(place.dtype)
@@ -200,5 +188,5 @@ def restore_checkpoint(
         raise ValueError(f"TARGET: {target} is inside ORIGINAL, which it is to be a copy of.")
     ours.fetch(list(theirs.plan.rows))
     with new_folder(target, path.name if path.is_file() and target.suffix == path.suffix else None) as temporary:
-        _copy(path, temporary)
+        copy_into(path, temporary)
         return _write_encoder(ours, theirs, temporary)

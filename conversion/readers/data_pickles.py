@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from .stored_tensors import MOST_AXES
+
 __all__ = ["DataUnpickler", "PickledTensor", "Placeholder", "Storage"]
 
 LARGEST_NUMBER = 2**63 - 1  # of an offset, a side or a stride
-MOST_AXES = 64  # torch's own limit
 MOST_ARGUMENTS = 16  # of a function call
 MOST_PAIRS = 1_000_000  # in all lists that ordered dicts are made of
 LONGEST_CLASS_NAME = 100  # characters of a class in an error message

@@ -4,11 +4,11 @@ Folders hold indexes of shards, single files with customary names, the same weig
 trainers write beside the weights.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from .formats import FORMATS, SUFFIXES
+from .json_files import read_json_file
 
 __all__ = ["choose_weights", "find_files", "read_index"]
 
@@ -26,14 +26,14 @@ def read_index(index: Path) -> dict[str, str]:
         `ValueError`: the file is not an index, or names a shard outside its own folder.
     """
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = read_json_file(index)["weight_map"]
         if not weight_map:
             raise ValueError("it lists no shards")
         outside = sorted({shard for shard in weight_map.values() if Path(shard).name != shard or shard == ".."})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not a valid index of shards: {error!r}.") from error
     if outside:
-        raise ValueError(f"{index} names files outside its folder: {', '.join(outside)}.")
+        raise ValueError(f"{index} names files outside its folder: {', '.join(outside[:3])}.")
     return weight_map
 
 
@@ -83,7 +83,7 @@ def find_files(source: Path) -> tuple[list[Path], dict[str, str]]:
             files = [source / name for name in sorted(set(weight_map.values()))]
             missing = [path.name for path in files if not path.is_file()]
             if missing:
-                raise ValueError(f"{index} names shards that do not exist: {', '.join(missing)}.")
+                raise ValueError(f"{index} names shards that do not exist: {', '.join(missing[:3])}.")
             return files, weight_map
         names = choose_weights(path.name for path in source.glob(f"*{suffix}") if path.is_file())
         if names:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .stored_tensors import StoredTensor, as_tensor, check_names
+from .stored_tensors import MOST_AXES, StoredTensor, as_tensor, check_names
 
 __all__ = ["LENGTH_BYTES", "header_length", "open_safetensors", "parse_header"]
 
@@ -93,7 +93,7 @@ def _parse_entry(name: str, entry: Any, data_start: int) -> StoredTensor:
     offsets: Any
     shape, offsets, dtype_name = (fields.get(field) for field in ("shape", "data_offsets", "dtype"))
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"{name!r} has shape {shape!r} and offsets {offsets!r}")
+        raise ValueError(f"{name!r} has shape {shape!r:.100} and offsets {offsets!r:.100}")
     dtype = DTYPES.get(str(dtype_name))
     size = offsets[1] - offsets[0]
     if dtype is not None and prod(shape) * dtype.itemsize != size:
@@ -102,7 +102,11 @@ def _parse_entry(name: str, entry: Any, data_start: int) -> StoredTensor:
 
 
 def _are_counts(numbers: Any) -> bool:
-    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
+    return (
+        isinstance(numbers, list)
+        and len(numbers) <= MOST_AXES
+        and all(type(number) is int and number >= 0 for number in numbers)
+    )
 
 
 def _check_contiguous(tensors: dict[str, StoredTensor], data_start: int) -> int:

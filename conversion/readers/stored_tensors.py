@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["StoredTensor", "as_tensor", "check_names", "join_shards"]
+__all__ = ["LONGEST_NAME", "MOST_AXES", "StoredTensor", "as_tensor", "check_names", "join_shards"]
+
+LONGEST_NAME = 1000  # characters
+MOST_AXES = 64  # torch's own limit
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ def as_tensor(content: bytearray, tensor: StoredTensor) -> torch.Tensor:
 
 
 def check_names(names: Iterable[str], file: str) -> None:
-    """Check that tensor names can be encoded as UTF-8.
+    """Check that tensor names can be encoded as UTF-8 and are not too long.
 
     Raises:
-        `ValueError`: a name contains a lone surrogate.
+        `ValueError`: a name contains a lone surrogate, or has more than 1,000 characters.
     """
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{file} has a tensor whose name has {len(name)} characters: {name[:50]!r}...")
         try:
             name.encode()
         except UnicodeEncodeError as error:

@@ -57,6 +57,8 @@ def test_missing_files_and_folders(name: str, tmp_path: Path) -> None:
         ("---\nlicense: [mit]\n---\n", None),
         ("---\n: [\n---\n", None),
         ("no metadata", None),
+        ("---\n" + "\n" * 500_000, None),
+        ("---\nlicense: mit\n---\n" + "x" * 100_000 + "\u00e4", "mit"),
         (None, None),
     ],
 )

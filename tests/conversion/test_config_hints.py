@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig
+from deepencoder.conversion.config_hints import TowerPart, read_language_model_hints
 from deepencoder.conversion.converter import convert_checkpoint
 
 from ..conftest import randomize
@@ -44,6 +46,14 @@ def test_heads_come_from_the_config_or_the_caller(tmp_path: Path, source: str) -
     assert conversion.model.config.hidden_act == ("gelu" if told else "quick_gelu")
     assert list(conversion.report.assumed) == ([] if told else ["hidden_act"])
     assert convert_checkpoint(tmp_path, hidden_act="gelu").report.assumed == {}
+
+
+def test_a_deeply_nested_config() -> None:
+    config: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 4}
+    for _ in range(900):
+        config = {"a": config}
+    checkpoint: Any = SimpleNamespace(config={"vision_config": config})
+    assert read_language_model_hints(checkpoint, 48, TowerPart.CLIP) == {"num_attention_heads": 4}
 
 
 def test_a_language_models_fields_are_not_the_towers(tmp_path: Path) -> None:

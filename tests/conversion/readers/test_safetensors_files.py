@@ -31,6 +31,11 @@ DAMAGED_HEADERS = {
     "overlapping tensors": (f'{{"a": {entry(0, 4)}, "b": {entry(2, 6)}}}'.encode(), "'b' overlaps"),
     "gap": (f'{{"a": {entry(0, 4)}, "b": {entry(8, 12)}}}'.encode(), "'b' leaves a gap"),
     "offsets outside the file": (f'{{"a": {entry(0, 4)}, "b": {entry(4, 4000, "[999]")}}}'.encode(), "incomplete"),
+    "shape whose product overflows": (
+        f'{{"a": {entry(0, 4, "[4294967296, 4294967296]")}}}'.encode(),
+        "cannot have 4 bytes",
+    ),
+    "too many axes": (f'{{"a": {entry(0, 4, str([1] * 65))}}}'.encode(), "'a' has shape"),
     "reversed offsets": (f'{{"a": {entry(4, 0)}}}'.encode(), "offsets"),
     "offsets that do not fit the shape": (f'{{"a": {entry(0, 8, "[3]")}}}'.encode(), r"\(3,\).*8 bytes"),
     "bytes after the last tensor": (f'{{"a": {entry(0, 4)}}}'.encode(), "incomplete or damaged"),

@@ -42,3 +42,5 @@ def test_names_must_be_unicode() -> None:
     check_names(["weight", "gewicht.ß"], "file")
     with pytest.raises(ValueError, match="file has a tensor whose name is not valid Unicode"):
         check_names(["\ud800"], "file")
+    with pytest.raises(ValueError, match="file has a tensor whose name has 1001 characters"):
+        check_names(["a" * 1001], "file")
