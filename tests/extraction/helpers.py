@@ -57,7 +57,8 @@ def settings(*sources: Path, **fields: Any) -> ExtractionSettings:
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(output / "data").to_pylist() if (output / "data").exists() else []
+    shards = sorted((output / "data").glob("*.parquet"))
+    return pyarrow.parquet.read_table(shards).to_pylist() if shards else []
 
 
 def names_of(output: Path) -> list[tuple[str, int]]:

@@ -45,21 +45,23 @@ def test_dtypes_and_formats(load: Load, tmp_path: Path, dtype: str) -> None:
         torch.testing.assert_close(tokens.float(), expected.last_hidden_state[0], atol=tolerance, rtol=0)
 
 
-def test_a_full_disk_keeps_finished_shards(load: Load, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["parquet", "safetensors"])
+def test_a_full_disk_keeps_finished_shards(load: Load, tmp_path: Path, format: str) -> None:
     """A limit on the size of files stands in for a full disk; the same calls raise the error."""
     corpus, output = write_pictures(tmp_path / "corpus", 20), tmp_path / "output"
-    extract(settings(corpus), output, load, shard_size=64, stop=lambda: len(rows_of(output)) > 2)
+    wanted = settings(corpus, format=format)
+    extract(wanted, output, load, shard_size=64, stop=lambda: len(rows_of(output)) > 2)
     before = names_of(output)
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
         with pytest.raises(OSError):
-            extract(settings(corpus), output, load, workers=0)
+            extract(wanted, output, load, workers=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
     assert names_of(output) == before and not list((output / "data").glob(".*"))
-    assert extract(settings(corpus), output, load).pages == 20
+    assert extract(wanted, output, load).pages == 20
 
 
 def features(number: int) -> PageFeatures:
