@@ -28,6 +28,7 @@ from .errors import UserError, one_line, reported_as
 from .models import Source, load_model, load_processor, name_source, pick_device
 from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
 from .terminal import make_console
+from .verify import verify_folder
 
 if TYPE_CHECKING:
     import torch
@@ -305,31 +306,6 @@ def _exit_if_nothing_is_written(summary: settings.ExtractionSummary) -> None:
         raise typer.Exit(1)
 
 
-def _verify(output: Path, options: ExtractOptions) -> None:
-    """Print what is damaged in a folder, and end with exit code 1 if anything is."""
-    from ..extraction.output_folder import verify_output
-
-    if options.sources or options.output is not None:
-        raise UserError("--verify takes neither sources nor --output.")
-    with reported_as(f"--verify {output}", ImportError, OSError, ValueError):
-        found = verify_output(output)
-    console = make_console()
-    if options.as_json:
-        console.print(json.dumps({"output": str(output), **asdict(found)}), soft_wrap=True)
-    else:
-        for name, reason in found.damaged.items():
-            console.print(f"Damaged: {output / name}: {reason}", soft_wrap=True)
-        console.print(
-            f"{output}: {found.pages:,} pages in {found.shards:,} files, {found.bytes / 1e6:,.1f} MB, are whole; "
-            f"{len(found.damaged):,} shards are damaged or missing.",
-            soft_wrap=True,
-        )
-        if found.damaged:
-            console.print("extract --redo-damaged extracts their pages again.")
-    if found.damaged:
-        raise typer.Exit(1)
-
-
 def _join_processes(device: str | None) -> "tuple[torch.device, settings.ProcessGroup]":
     """Return the device of this process, and the processes that a launcher started together with it."""
     if all(os.environ.get(name, "1") == "1" for name in WORLD_SIZES):
@@ -360,7 +336,9 @@ def extract(options: ExtractOptions) -> None:
     DIR/failures.jsonl. For several GPUs or machines: accelerate launch -m deepencoder extract ...
     """
     if options.verify is not None:
-        _verify(options.verify, options)
+        if options.sources or options.output is not None:
+            raise UserError("--verify takes neither sources nor --output.")
+        verify_folder(options.verify, options.as_json)
         return
     if not options.sources or options.output is None:
         raise UserError(f"{'--output' if options.sources else 'SOURCE...'} is missing: what to extract, and where to.")

@@ -283,31 +283,6 @@ def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> Non
     assert code == 2 and "earlier work" in err
 
 
-def test_a_folder_is_verified_and_its_damaged_shards_are_redone(cli: Any, model: Path, tmp_path: Path) -> None:
-    pages, output = write_pictures(tmp_path / "pages", 3), tmp_path / "output"
-    arguments = ["extract", pages, "-o", output, "--model", model, "--workers", "0", "--shard-size", "1B"]
-    code, _, err = cli(*arguments, "--format", "safetensors")
-    assert code == 0, err
-    code, out, _ = cli("extract", "--verify", output)
-    assert code == 0 and "3 pages in 6 files" in out and "0 shards are damaged" in out
-    damaged = output / "data" / "part-00000-000001.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    code, out, err = cli("extract", "--verify", output)
-    assert code == 1 and err == "" and f"Damaged: {damaged.with_suffix('.parquet')}: {damaged.name} has" in out
-    code, out, _ = cli("extract", "--verify", output, "--json")
-    facts = json.loads(out)
-    assert code == 1 and facts["pages"] == 2 and list(facts["damaged"]) == ["data/part-00000-000001.parquet"]
-    code, _, err = cli(*arguments, "--format", "safetensors")
-    assert code == 2 and err.count("\n") == 1 and "part-00000-000001.parquet is damaged" in err
-    assert "--redo-damaged" in err
-    code, out, err = cli(*arguments, "--format", "safetensors", "--redo-damaged")
-    assert code == 0 and "1 pages in" in out and "in total 3 pages" in out, err
-    assert cli("extract", "--verify", output)[0] == 0
-    for strange in (["--verify", tmp_path], ["--verify", output, pages], ["--verify", output, "-o", output]):
-        code, out, err = cli("extract", *strange)
-        assert code == 2 and out == "" and err.startswith("Error: --verify"), err
-
-
 def test_a_run_that_writes_nothing_fails(cli: Any, model: Path, tmp_path: Path) -> None:
     write_bad_pages(tmp_path / "bad")
     arguments = ["--model", model, "--workers", "0"]
