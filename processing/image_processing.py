@@ -120,8 +120,22 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         super().__init__(**(mode_fields(mode) | kwargs))
 
     @classmethod
+    def get_image_processor_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read saved fields as transformers does; a file that is nested too deeply is a `ValueError`, too."""
+        try:
+            return super().get_image_processor_dict(*args, **kwargs)
+        except RecursionError as error:
+            raise ValueError(f"{IMAGE_PROCESSOR_NAME} is too deeply nested.") from error
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], mode: str | None = None, **kwargs: Any) -> Any:
-        """Build a processor from saved fields; a `mode` and further keyword arguments take precedence over them."""
+        """Build a processor from saved fields; a `mode` and further keyword arguments take precedence over them.
+
+        Raises:
+            `ValueError`: a field is invalid, or the saved fields are no dictionary.
+        """
+        if not isinstance(image_processor_dict, dict):
+            raise ValueError(f"image_processor_dict must be a dict, got {type(image_processor_dict).__name__}.")
         return super().from_dict(image_processor_dict, **(mode_fields(mode) | kwargs))
 
     @classmethod

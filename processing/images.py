@@ -76,8 +76,7 @@ def to_rgb(image: Any, index: int = 0, input_data_format: str | ChannelDimension
     """
     label = f"images[{index}]"
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = _to_array(image, label)
     if isinstance(image, np.ndarray):
         return _from_array(image, label, input_data_format)
     if isinstance(image, Image.Image):
@@ -88,6 +87,15 @@ def to_rgb(image: Any, index: int = 0, input_data_format: str | ChannelDimension
         with _open(name, label) as opened:
             return _decode(opened, label, from_file=True)
     raise TypeError(f"{label} must be a PIL image, an array, a tensor, a path or a URL, got {type(image).__name__}.")
+
+
+def _to_array(tensor: torch.Tensor, label: str) -> np.ndarray:
+    try:
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (TypeError, RuntimeError) as error:  # It is sparse, quantised or on the meta device.
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{label} is a tensor whose values cannot be read: {reason}") from error
 
 
 def _open(name: str, label: str) -> Image.Image:

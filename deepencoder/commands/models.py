@@ -58,7 +58,7 @@ class Source:
         """Whether this is a checkpoint of other code, according to its configuration."""
         if os.path.isfile(self.model):
             return True
-        with reported_as(f"{self.model!r} cannot be loaded", OSError, ValueError):
+        with reported_as(f"{self.model!r} cannot be loaded", OSError, ValueError, RecursionError):
             path = self.find("config.json")
             if path is None:
                 return True

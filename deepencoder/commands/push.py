@@ -49,7 +49,7 @@ def push(
     from ..sharing.upload import push_folder
 
     console = make_console()
-    with reported_as(f"{folder} cannot be shared", OSError, ValueError):
+    with reported_as(f"{folder} cannot be shared", Exception):  # Damaged files raise anything.
         files = collect_repository(folder, repo_id, license=license)
         left_out = list_left_out(folder, files)
     console.print(_list_files(files))

@@ -23,6 +23,8 @@ def spoil(folder: Path, how: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "damaged config":
         config.write_text(config.read_text().replace('"projection_dim": 48', '"projection_dim": "abc"'))
+    elif how == "nested config":
+        config.write_text("[" * 100_000)
     elif how == "damaged processor":
         (folder / "preprocessor_config.json").write_text("{nonsense")
     elif how == "foreign processor":
@@ -38,6 +40,7 @@ def spoil(folder: Path, how: str) -> None:
         ("misshapen tensor", ["cannot be loaded"]),
         ("damaged weights", ["cannot be loaded"]),
         ("damaged config", ["projection_dim", "abc"]),
+        ("nested config", ["cannot be loaded", "recursion"]),
         ("damaged processor", ["image processor", "cannot be loaded"]),
         ("foreign processor", ["image processor", "CLIPImageProcessor"]),
         ("unfit processor", ["height", "16", "100"]),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deepencoder import SamEncoder, SamEncoderConfig
+from deepencoder import DeepEncoder, DeepEncoderConfig, SamEncoder, SamEncoderConfig
 from deepencoder.sharing.repository import collect_repository
 
 from ..hub_server import Hub
@@ -63,6 +63,14 @@ def test_push_uploads(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.Monk
     assert found is not None and "license: mit" in (found[1] / "README.md").read_text()
 
 
+def _save_damaged(damaged: Path) -> Path:
+    """Save a model whose card needs its weights, and change the length of their header."""
+    DeepEncoder(DeepEncoderConfig.tiny()).save_pretrained(damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+    return damaged
+
+
 def test_errors_are_one_line(cli: Any, folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
     (folder.parent / "original").mkdir()
@@ -71,6 +79,7 @@ def test_errors_are_one_line(cli: Any, folder: Path, hub: Hub, monkeypatch: pyte
         ((folder.parent / "original", "some/model"), "not a saved model of this package"),
         ((folder.parent / "gone", "some/model"), "not a saved model of this package"),
         ((folder, "no//name"), "no//name"),
+        ((_save_damaged(folder.parent / "damaged"), "some/model"), "cannot be shared"),
     ):
         code, _, err = cli("push", *arguments, "--yes")
         assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err

@@ -309,3 +309,11 @@ def test_the_feature_extraction_pipeline(small_model: Any, example_page: Path, t
     assert np.shape(extract([str(example_page)] * 2, pool=True, batch_size=2)) == (2, 1, 32)
     tiled = extract(str(example_page), return_tensors=True, image_processor_kwargs={"mode": "gundam"})
     assert tiled.shape == (1, 256, 64)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "3", '"text"', "[1]", "null"])
+def test_saved_fields_that_are_no_dictionary_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises((ValueError, OSError)) as error:
+        DeepEncoderImageProcessor.from_pretrained(tmp_path)
+    assert len(str(error.value).splitlines()) == 1

@@ -234,6 +234,8 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         (np.full((4, 4, 3), -1), ["integers", "-1"]),
         (np.full((4, 4, 3), 70000), ["16-bit", "70000"]),
         (np.zeros((4, 4, 3), np.complex64), ["dtype", "complex64"]),
+        (torch.zeros(3, 4, 4, device="meta"), ["cannot be read", "meta"]),
+        (torch.zeros(3, 4, 4).to_sparse(), ["cannot be read"]),
     ],
 )
 def test_bad_arrays_are_named(image: Any, words: list[str]) -> None:

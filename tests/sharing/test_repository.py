@@ -87,9 +87,10 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="folder: .* not a saved model of this package"):
         collect_repository(tmp_path, "some/model")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        complete_folder(tmp_path)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="is not JSON"):
+            complete_folder(tmp_path)
     SamEncoder(SamEncoderConfig.tiny()).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="folder: .* holds no weights"):
