@@ -1,4 +1,4 @@
-"""`deepencoder extract`, in processes that are killed at any moment, and in this process."""
+"""`deepencoder extract`, in processes that are interrupted, and in this process."""
 
 import json
 import os
@@ -99,27 +99,6 @@ def check(output: Path, expected: dict[tuple[str, int], Any]) -> None:
     assert found.keys() == expected.keys()
     for name, row in found.items():
         assert row["pooled"] == pytest.approx(expected[name], abs=2e-3)
-
-
-def test_killed_at_any_moment_it_goes_on(
-    model: Path, corpus: Path, expected: dict[tuple[str, int], Any], tmp_path: Path
-) -> None:
-    output = tmp_path / "output"
-    for shards, pause, workers in ((1, 0.0, "2"), (4, 0.013, "0"), (9, 0.037, "1")):
-        process = start(command(corpus, model, output, "--workers", workers))
-        wait_for_shards(output, shards, process)
-        time.sleep(pause)
-        process.kill()
-        process.communicate(timeout=20)  # returns only once the worker processes, which hold the pipes too, have ended
-        rows_of(output)  # no shard is damaged and no page appears twice
-    before = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("part-*")}
-    assert len(before) < len(expected) / 4
-    done = run(command(corpus, model, output, "--workers", "2"))
-    assert done.returncode == 0, done.stderr
-    check(output, expected)
-    assert not list((output / "data").glob(".*")), "temporary files are left"
-    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("part-*")}.items()
-    assert json.loads((output / "manifest.json").read_bytes())["done"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -225,6 +204,7 @@ def test_the_demo_model_and_many_failures(cli: Any, tmp_path: Path) -> None:
         (["PAGES", "--shard-size", "many"], ["--shard-size", "many"]),
         (["PAGES", "--shard-size", "0MB"], ["--shard-size", "0MB"]),
         (["PAGES", "--batch-size", "0"], ["--batch-size", "0"]),
+        (["PAGES", "--page-memory", "much"], ["--page-memory", "much"]),
         (["PAGES", "--workers", "-1"], ["--workers"]),
         (["PAGES", "--dpi", "0"], ["--dpi"]),
         (["PAGES", "--device", "nonsense"], ["--device", "nonsense"]),

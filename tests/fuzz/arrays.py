@@ -82,12 +82,8 @@ def nasty_array(random: Random) -> np.ndarray:
 
 def _nasty_tensor(random: Random) -> torch.Tensor:
     array = nasty_array(random)
-    tensor = torch.from_numpy(
-        np.ascontiguousarray(
-            array,
-            dtype="f4" if array.dtype.kind in "OUMc" or array.dtype.char == "g" else array.dtype.newbyteorder("="),
-        )
-    )
+    known = array.dtype.kind not in "OUMc" and array.dtype.char != "g"
+    tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("=") if known else "f4", order="C"))
     match random.choice(("dtype", "plain", "plain", "gradient", "meta", "sparse", "expanded")):
         case "dtype":
             return tensor.to(random.choice(TORCH_DTYPES))

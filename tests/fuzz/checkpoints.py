@@ -71,7 +71,7 @@ def _change_entry(random: Random, header: dict[str, Any]) -> None:
                 ([end, start], [0, end], [start, 2**60], [start + 1, end + 1], [start])
             )
         case "name":
-            header[random.choice((name + "\x1b[31m", "", name.upper(), "a" * 4000, "\0"))] = header.pop(name)
+            header[random.choice((name + "\x1b[31m", "", name.upper(), "a" * 300, "\0"))] = header.pop(name)
         case "metadata":
             header["__metadata__"] = nasty_value(random)
         case _:
@@ -242,9 +242,10 @@ def _run_conversion(trial: Trial) -> None:
     expected = build(layout_of(slug)).state_dict()
     wrong = [key for key, value in model.state_dict().items() if not _same(value, expected.get(key))]
     told = {*report.initialized, *report.not_finite, *report.assumed, *report.left_behind}
+    wrong = [key for key in wrong if not any(key.startswith(part) for part in told)]
     if change in ("none", "add") and wrong:
         raise ViolationError(f"converted {slug} to other weights: {wrong[:3]}")
-    if change in ("drop", "rename") and wrong and not all(any(key.startswith(part) for part in told) for key in wrong):
+    if change in ("drop", "rename") and wrong:
         raise ViolationError(
             f"{change} of {name} gave other weights, unannounced: {wrong[:3]}, said {sorted(told)[:3]}"
         )

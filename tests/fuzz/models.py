@@ -50,7 +50,6 @@ def _pixels(random: Random, count: int) -> Any:
                     np.zeros((1, 3, 64, 64), "f4"),
                     nasty_array(random),
                     [[0.0]],
-                    torch.zeros(1, 3, 64, 64, device="meta"),
                 )
             )
     return torch.full((count, 3, 64, 64), random.choice((float("nan"), float("inf"), 1e30)))
