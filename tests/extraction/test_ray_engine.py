@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
-from deepencoder.extraction import BadPageError, ExtractionSettings, RunOptions, verify_output
+from deepencoder.extraction import BadPageError, ExtractionSettings, ModelError, RunOptions, verify_output
 from deepencoder.extraction.pages import FailedPage
-from deepencoder.extraction.ray_engine import _Lister, extract_with_ray
+from deepencoder.extraction.ray_engine import _Lister, _restore, extract_with_ray
 
 from .helpers import extract
 from .test_shards import flip_in_column
@@ -155,9 +155,16 @@ def test_strict_names_the_page(cluster: None, corpus: Path, tmp_path: Path) -> N
         run(make_settings(corpus), tmp_path / "ray", Load(), strict=True)
 
 
+def test_errors_of_tasks_are_known_by_their_text() -> None:
+    text = "ray::Map()\n  File ...\ndeepencoder.extraction.settings.ModelError: model gives nothing.\nmore"
+    error = _restore(text)
+    assert isinstance(error, ModelError) and str(error) == "model gives nothing."
+    assert type(_restore("out of disk")) is RuntimeError
+
+
 def test_a_file_that_cannot_be_listed_is_a_failed_page(corpus: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"name": ["x"]}), corpus / "metadata.parquet")
-    lister = _Lister(make_settings(corpus), lambda source, page: False)
+    lister = _Lister(make_settings(corpus), lambda source, page: False, max_pages=1)
     for name, reason in (("metadata.parquet", "no image column"), ("gone.png", "no such file")):
         (row,) = lister({"file": str(corpus / name)})
         page = pickle.loads(row["page"])
