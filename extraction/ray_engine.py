@@ -20,6 +20,7 @@ from .arrow import to_table
 from .encoding import PageEncoder
 from .failure_streaks import FailureStreaks
 from .ledger import FailureLog, merge_failures, read_finished
+from .limits import MAX_PAGES_PER_DOCUMENT
 from .listing import NoImagesError, list_files
 from .output_folder import finish_output, lock_output, open_output
 from .pages import FailedPage, Page
@@ -40,7 +41,12 @@ PAGES_PER_CALL = 64  # Pages that an actor takes at once; it cuts them into batc
 class _Lister:
     """Lists the pages of a file that are still to be done, as pickled references."""
 
-    def __init__(self, settings: ExtractionSettings, is_finished: Callable[[str, int], bool], max_pages: int) -> None:
+    def __init__(
+        self,
+        settings: ExtractionSettings,
+        is_finished: Callable[[str, int], bool],
+        max_pages: int = MAX_PAGES_PER_DOCUMENT,
+    ) -> None:
         self.settings, self.is_finished, self.max_pages = settings, is_finished, max_pages
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
