@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration.atomic_files import write_text
+from .readers.json_files import read_json_file
 
 __all__ = ["CONVERTER_VERSION", "NOT_A_PART", "REPORT_NAME", "ConversionReport", "last_part"]
 
@@ -84,8 +85,7 @@ class ConversionReport:
         Raises:
             `OSError`, `ValueError`: there is no report, or it is damaged.
         """
-        content = json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
         try:
-            return cls(**content)
-        except (TypeError, AttributeError) as error:
+            return cls(**read_json_file(Path(folder) / REPORT_NAME))
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder}: {REPORT_NAME} is damaged: {error}.") from error

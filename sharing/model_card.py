@@ -79,7 +79,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         return report | {"source": _base_model(report) or last_part(report["source"])}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}.") from error
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def _takes_pixels(config: Any) -> bool:

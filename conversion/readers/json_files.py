@@ -27,5 +27,7 @@ def read_json_file(path: Path, largest: int = LARGEST_JSON) -> Any:
         raise ValueError(f"it has more than {largest} bytes")
     try:
         return json.loads(content)
+    except UnicodeDecodeError as error:  # It holds the whole content, which must not get into a message.
+        raise ValueError(f"it is not UTF-8 text: {error.reason}") from None
     except RecursionError as error:
         raise ValueError("it is too deeply nested") from error

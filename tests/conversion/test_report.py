@@ -37,6 +37,8 @@ def test_a_report_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     report = convert_checkpoint(tmp_path).report
     report.save(tmp_path)
     assert ConversionReport.load(tmp_path) == report
-    (tmp_path / "conversion_report.json").write_text('{"source": "x"}')
-    with pytest.raises(ValueError, match="conversion_report.json is damaged"):
-        ConversionReport.load(tmp_path)
+    for content in (b'{"source": "x"}', b"[1]", b"{", b"[" * 100_000, b"\xff" * 5000):
+        (tmp_path / "conversion_report.json").write_bytes(content)
+        with pytest.raises(ValueError, match="conversion_report.json is damaged") as error:
+            ConversionReport.load(tmp_path)
+        assert len(str(error.value)) < 500

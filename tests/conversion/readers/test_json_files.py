@@ -19,9 +19,9 @@ def test_files_are_read_up_to_a_size(tmp_path: Path) -> None:
         read_json_file(path)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff", b"9" * 5000])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff" * 5000, b"9" * 5000])
 def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError) as error:
         read_json_file(tmp_path / "config.json")
-    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1 and len(repr(error.value)) < 300
