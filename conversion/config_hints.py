@@ -124,10 +124,12 @@ def _read_open_clip(fields: Mapping[str, Any], hidden_size: int) -> dict[str, An
         return {}
     head_width = tower.get("head_width", 64)
     if not isinstance(head_width, int) or head_width < 1 or hidden_size % head_width:
-        raise ValueError(f"open_clip_config.json: head_width {head_width!r} does not divide the width {hidden_size}.")
+        raise ValueError(
+            f"open_clip_config.json: head_width {head_width!r:.100} does not divide the width {hidden_size}."
+        )
     for name, usual in (("pool_type", "tok"), ("timm_model_name", None), ("attentional_pool", False)):
         if tower.get(name, usual) != usual:
-            raise ValueError(f"open_clip_config.json: a tower with {name} {tower[name]!r} is not supported.")
+            raise ValueError(f"open_clip_config.json: a tower with {name} {tower[name]!r:.100} is not supported.")
     activation = "quick_gelu" if fields.get("quick_gelu") else "gelu"
     found: dict[str, Any] = {"num_attention_heads": hidden_size // head_width, "hidden_act": activation}
     norm = tower.get("norm_kwargs")

@@ -5,6 +5,7 @@ pages get a [`DeepEncoderImageProcessor`]. The command line's help reads this fi
 function imports the class that it makes.
 """
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,19 @@ def infer_vit_processor(checkpoint: "Checkpoint", config: Any) -> Any:
     return ViTImageProcessorPil(**values, **_read_statistics(checkpoint))
 
 
+def _check_use(processor: Any) -> None:
+    """Prepare a small page, within a bound of memory: transformers' own classes accept values of any kind."""
+    from PIL import Image
+
+    from ..processing.field_checks import MAX_PIXELS
+
+    for name in ("size", "crop_size", "pad_size"):
+        sides = [side for side in dict(getattr(processor, name, None) or {}).values() if side is not None]
+        if not all(type(side) is int and 0 < side * side <= MAX_PIXELS for side in sides):
+            raise ValueError(f"{name} must hold positive integers up to {math.isqrt(MAX_PIXELS)}")
+    processor(Image.new("RGB", (3, 2)), return_tensors="pt")
+
+
 def infer_image_processor(layout: "Layout", checkpoint: "Checkpoint", config: Any) -> Any:
     """Make the image processor that belongs to a checkpoint.
 
@@ -178,6 +192,7 @@ def infer_image_processor(layout: "Layout", checkpoint: "Checkpoint", config: An
         mean, std = (list(map(float, getattr(processor, name))) for name in ("image_mean", "image_std"))
         if len(mean) != 3 or len(std) != 3 or 0 in std:
             raise ValueError(f"image_mean {mean} and image_std {std} must have three values, none of std being 0")
+        _check_use(processor)
     except Exception as error:  # transformers' classes check little.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"The image processor's file beside the checkpoint is damaged: {reason}") from error

@@ -8,7 +8,9 @@ import pytest
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from deepencoder import DeepEncoderImageProcessor
+from deepencoder.conversion.checkpoint import open_checkpoint
 from deepencoder.conversion.from_original import convert_to_folder
+from deepencoder.conversion.planning import plan_conversion
 
 from .samples import write_checkpoint
 
@@ -44,6 +46,29 @@ def test_the_mode_is_the_one_that_the_configuration_names(
     assert DeepEncoderImageProcessor.from_original(tmp_path, max_patches=5).max_patches == 5
     with pytest.raises(TypeError, match="revison"):
         DeepEncoderImageProcessor.from_original(tmp_path, revison="main")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": 65536},
+        {"size": {"shortest_edge": 10**6}, "crop_size": 64},
+        {"crop_size": {"height": 10**5, "width": 64}},
+        {"size": {"height": -1, "width": 64}},
+        {"rescale_factor": "a"},
+        {"rescale_factor": {}},
+        {"image_std": [1, 2]},
+        {"do_rescale": [2], "size": 7.5},
+    ],
+)
+@pytest.mark.parametrize("slug", ["sam", "clip-transformers", "vit-timm"])
+def test_damaged_files_of_transformers_own_classes(slug: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """transformers' classes accept any value, and fail or take all memory when they are used."""
+    statistics = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    write_checkpoint(tmp_path, slug, preprocessor_config=statistics | fields)
+    with pytest.raises(ValueError, match="image processor's file beside the checkpoint is damaged") as error:
+        plan_conversion(open_checkpoint(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
