@@ -64,8 +64,8 @@ def _end_with_parent(main: int) -> None:
 def _garbage_kept() -> Iterator[None]:
     """Keep the garbage collector from running, here and in a process that is forked meanwhile.
 
-    A forked process inherits this one's garbage, but not its threads: an object whose destructor waits for its threads,
-    such as a session of onnxruntime, would hang it. So the process freezes what it inherits before it collects again.
+    A forked process inherits this one's garbage, but not its threads: an object whose destructor waits for threads,
+    such as a session of onnxruntime, would hang it. So it freezes what it inherits before it collects again.
     """
     was_enabled = gc.isenabled()
     gc.disable()

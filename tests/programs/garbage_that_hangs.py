@@ -1,4 +1,4 @@
-"""Starts a worker process while this process holds garbage that would hang it: python ... prints the worker's answer."""
+"""Starts a worker while this process holds garbage that would hang it, and prints the answer of the worker."""
 
 import gc
 import os
