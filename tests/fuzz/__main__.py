@@ -1,5 +1,6 @@
 """Runs the fuzz program. The environment is set before huggingface_hub is imported, which reads it only then."""
 
+import logging
 import os
 import sys
 
@@ -10,6 +11,7 @@ if __name__ == "__main__":
         "COLUMNS": "200",
         "OMP_NUM_THREADS": "1",
     }
+    logging.disable(logging.CRITICAL)  # Importing torchao and transformers logs warnings.
     from .program import main
 
     sys.exit(main())

@@ -5,7 +5,6 @@ Unusual: a case is nothing but its name. Its input is drawn from the seed and th
 """
 
 import argparse
-import logging
 import os
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import datasets
+from transformers.utils import logging as transformers_logging
 
 from deepencoder.extraction.workers import map_in_processes
 
@@ -90,7 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program. Returns its exit code: 1 if a case broke a rule."""
     datasets.disable_progress_bars()
-    logging.disable(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
     options = _parse(arguments)
     areas = [area for area in AREAS if options.area is None or area.name in options.area]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
