@@ -95,6 +95,8 @@ def run(trial: Trial) -> None:
         output = model(**arguments)
     if unknown:
         raise ViolationError(f"took the unknown arguments {unknown}")
+    if not arguments["pixel_values"].is_floating_point():
+        raise ViolationError(f"took pixels of dtype {arguments['pixel_values'].dtype} for normalised ones")
     if arguments.get("return_dict") is False:
         return
     pixels = arguments["pixel_values"]
