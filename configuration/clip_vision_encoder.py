@@ -10,10 +10,16 @@ from huggingface_hub.dataclasses import strict
 
 from .base import DeepEncoderPreTrainedConfig
 from .validation import (
+    MAX_CHANNELS,
+    MAX_LAYERS,
+    MAX_SIDE,
     check_activation,
     check_divides,
+    check_epsilon,
     check_fraction,
+    check_initializer_range,
     check_one_of,
+    check_parameters,
     check_positive,
     raises_value_errors,
 )
@@ -55,8 +61,8 @@ class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised weights.
 
     Raises:
-        `ValueError`: a size is not positive, `patch_size` does not divide `image_size`, `num_attention_heads` does
-            not divide `hidden_size`, or `post_norm` is unknown.
+        `ValueError`: a size is not positive or beyond the limits in `validation.py`, `patch_size` does not divide
+            `image_size`, `num_attention_heads` does not divide `hidden_size`, or `post_norm` is unknown.
     """
 
     model_type = "deepencoder_clip_vision"
@@ -85,24 +91,31 @@ class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise `ValueError` if no model can be built from these sizes."""
-        check_positive(
-            self,
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_channels",
-            "image_size",
-            "patch_size",
-            "layer_norm_eps",
-        )
+        check_positive(self, MAX_CHANNELS, "hidden_size", "num_attention_heads", "intermediate_size", "num_channels")
+        check_positive(self, MAX_LAYERS, "num_hidden_layers")
+        check_positive(self, MAX_SIDE, "image_size", "patch_size")
+        check_epsilon(self, "layer_norm_eps")
+        check_initializer_range(self)
         if self.projection_dim is not None:
-            check_positive(self, "projection_dim")
+            check_positive(self, MAX_CHANNELS, "projection_dim")
         check_divides(self, "patch_size", "image_size")
         check_divides(self, "num_attention_heads", "hidden_size")
         check_fraction(self, "attention_dropout")
         check_activation(self, "hidden_act")
         check_one_of(self, "post_norm", ("none", "pooled", "all"))
+        layer = 2 * self.hidden_size * (2 * self.hidden_size + self.intermediate_size)
+        positions = self.grid_size**2 + self.num_channels * self.patch_size**2
+        check_parameters(
+            self,
+            self.num_hidden_layers * layer + self.hidden_size * (positions + (self.projection_dim or 0)),
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "image_size",
+            "patch_size",
+            "num_channels",
+            "projection_dim",
+        )
 
     @property
     def grid_size(self) -> int:

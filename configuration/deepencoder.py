@@ -5,6 +5,7 @@ is always false here), and the number of SAM's output channels must equal CLIP's
 """
 
 import copy
+from reprlib import repr as shorten
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -12,7 +13,15 @@ from huggingface_hub.dataclasses import strict
 from .base import DeepEncoderPreTrainedConfig
 from .clip_vision_encoder import ClipVisionEncoderConfig
 from .sam_encoder import SamEncoderConfig
-from .validation import check_one_of, check_positive, raises_value_errors
+from .validation import (
+    MAX_CHANNELS,
+    MAX_LAYERS,
+    check_initializer_range,
+    check_one_of,
+    check_parameters,
+    check_positive,
+    raises_value_errors,
+)
 
 __all__ = ["DeepEncoderConfig"]
 
@@ -60,7 +69,7 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
             model_type = getattr(value, "model_type", type(value).__name__)
             if model_type != config_class.model_type:
                 raise ValueError(
-                    f"DeepEncoderConfig.{name} must be a {config_class.model_type!r}, got {model_type!r}."
+                    f"DeepEncoderConfig.{name} must be a {config_class.model_type!r}, got {shorten(model_type)}."
                 )
         if self.clip_config.use_patch_embedding:
             # Copied, as the caller's object may describe another model as well.
@@ -73,7 +82,15 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise `ValueError` if the two halves or the projector do not fit together."""
-        check_positive(self, "projector_depth", "projection_dim")
+        check_positive(self, MAX_LAYERS, "projector_depth")
+        check_positive(self, MAX_CHANNELS, "projection_dim")
+        check_initializer_range(self)
+        check_parameters(
+            self,
+            self.projection_dim * (self.hidden_size + (self.projector_depth - 1) * self.projection_dim),
+            "projection_dim",
+            "projector_depth",
+        )
         check_one_of(self, "projector_type", ("linear", "mlp_gelu", "identity"))
         if self.sam_config.out_hidden_size != self.clip_config.hidden_size:
             raise ValueError(

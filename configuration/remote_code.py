@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .atomic_files import write_text
 from .package_services import call_service
 
-__all__ = ["SharedPart", "dump_json", "flat_name", "register_remote_code", "settle_auto_map"]
+__all__ = ["SharedPart", "dump_json", "flat_name", "load_json", "register_remote_code", "settle_auto_map"]
 
 PAYLOAD = ("configuration", "modeling", "processing")
 
@@ -26,6 +26,22 @@ PAYLOAD = ("configuration", "modeling", "processing")
 def dump_json(content: Mapping[str, Any]) -> str:
     """Write a dictionary as JSON, formatted as transformers formats its files."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        `ValueError`: the file is not JSON, or is nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def flat_name(owner: type) -> str:
@@ -72,6 +88,21 @@ class SharedPart:
 
     _shared_as: tuple[str, str]  # The Auto class that loads the part, and the name of its file.
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> Any:
+        """Load from a folder or the Hub, as transformers' `from_pretrained`.
+
+        Raises:
+            `ValueError`: the file is nested too deeply, or a field in it is invalid.
+            `OSError`: there is no such file, or it is not JSON.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except RecursionError as error:
+            raise ValueError(
+                f"{cls._shared_as[1]} of {pretrained_model_name_or_path} is nested too deeply."
+            ) from error
+
     def save_pretrained(self, save_directory: str | os.PathLike[Any], push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Save to a folder, as transformers' `save_pretrained`.
 
@@ -116,7 +147,7 @@ def settle_auto_map(path: Path, **own: str) -> None:
         path: a `config.json` or `preprocessor_config.json`.
         own: for each Auto class, the [`flat_name`] of the class that was saved.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = load_json(path)
     before = content.pop("auto_map", None)
     known = before if isinstance(before, dict) else {}
     # "owner/name--module.Class" refers to code in another repository: keep only "module.Class".

@@ -4,12 +4,28 @@ Unusual: `downsample_channels` describes a convolutional compressor after SAM's 
 each entry. Two entries are the 16x compressor of DeepSeek-OCR; without any, SAM's own neck is the last layer.
 """
 
+from reprlib import repr as shorten
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
 from .base import DeepEncoderPreTrainedConfig
-from .validation import check_activation, check_divides, check_fraction, check_positive, raises_value_errors
+from .validation import (
+    MAX_CHANNELS,
+    MAX_DOWNSAMPLINGS,
+    MAX_LAYERS,
+    MAX_SIDE,
+    MAX_WINDOW,
+    MIN_EPSILON,
+    check_activation,
+    check_divides,
+    check_epsilon,
+    check_fraction,
+    check_initializer_range,
+    check_parameters,
+    check_positive,
+    raises_value_errors,
+)
 
 __all__ = ["SamEncoderConfig"]
 
@@ -40,8 +56,9 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised weights.
 
     Raises:
-        `ValueError`: a size is not positive, `patch_size` does not divide `image_size`, `num_attention_heads` does
-            not divide `hidden_size`, or an entry of `global_attn_indexes` is not the index of a block.
+        `ValueError`: a size is not positive or beyond the limits in `validation.py`, `patch_size` does not divide
+            `image_size`, `num_attention_heads` does not divide `hidden_size`, or an entry of `global_attn_indexes` is
+            not the index of a block.
     """
 
     model_type = "deepencoder_sam"
@@ -73,19 +90,13 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise `ValueError` if no model can be built from these sizes."""
-        check_positive(
-            self,
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_channels",
-            "image_size",
-            "patch_size",
-            "window_size",
-            "output_channels",
-            "layer_norm_eps",
-        )
+        widths = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "output_channels")
+        check_positive(self, MAX_CHANNELS, *widths)
+        check_positive(self, MAX_LAYERS, "num_hidden_layers")
+        check_positive(self, MAX_SIDE, "image_size", "patch_size")
+        check_positive(self, MAX_WINDOW, "window_size")
+        check_epsilon(self, "layer_norm_eps")
+        check_initializer_range(self, lowest=MIN_EPSILON)  # Truncated normal values are divided by it.
         check_divides(self, "patch_size", "image_size")
         check_divides(self, "num_attention_heads", "hidden_size")
         check_fraction(self, "attention_dropout")
@@ -93,15 +104,39 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
         for index in self.global_attn_indexes:
             if not 0 <= index < self.num_hidden_layers:
                 raise ValueError(
-                    f"{type(self).__name__}.global_attn_indexes holds {index}, but num_hidden_layers="
+                    f"{type(self).__name__}.global_attn_indexes holds {shorten(index)}, but num_hidden_layers="
                     f"{self.num_hidden_layers} leaves only blocks 0 to {self.num_hidden_layers - 1}."
                 )
+        if len(self.downsample_channels) > MAX_DOWNSAMPLINGS:
+            raise ValueError(
+                f"{type(self).__name__}.downsample_channels must have at most {MAX_DOWNSAMPLINGS} entries, got "
+                f"{len(self.downsample_channels)}."
+            )
         for channels in self.downsample_channels:
-            if channels <= 0:
+            if not 0 < channels <= MAX_CHANNELS:
                 raise ValueError(
-                    f"{type(self).__name__}.downsample_channels must be positive, got {channels} in "
-                    f"{self.downsample_channels}."
+                    f"{type(self).__name__}.downsample_channels must be positive and at most {MAX_CHANNELS}, got "
+                    f"{shorten(channels)} in {shorten(self.downsample_channels)}."
                 )
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        layer = 2 * self.hidden_size * (2 * self.hidden_size + self.intermediate_size)
+        patches = self.hidden_size * (self.grid_size**2 + self.num_channels * self.patch_size**2)
+        widths = (self.output_channels, self.output_channels, *self.downsample_channels)
+        convolutions = sum(9 * width * next_width for width, next_width in zip(widths[:-1], widths[1:], strict=True))
+        check_parameters(
+            self,
+            self.num_hidden_layers * layer + patches + convolutions,
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "image_size",
+            "patch_size",
+            "num_channels",
+            "output_channels",
+            "downsample_channels",
+        )
 
     @property
     def grid_size(self) -> int:

@@ -45,6 +45,17 @@ def test_the_auto_map_names_code_that_lies_beside_the_file(before: Any, expected
     assert json.loads(path.read_text()) == {"model_type": "x", "auto_map": expected}
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(SamEncoderConfig, "config.json"), (DeepEncoderImageProcessor, "preprocessor_config.json")],
+)
+def test_files_of_nested_brackets_are_refused(part: Any, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[" * 100_000)
+    for read in (lambda: part.from_pretrained(tmp_path), lambda: settle_auto_map(tmp_path / name)):
+        with pytest.raises(ValueError, match=f"{name}.*too deeply"):
+            read()
+
+
 def test_without_code_there_is_no_auto_map(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"auto_map": {"AutoModel": "some/repository--modeling_gone.Model"}}))
