@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.clip_vision_encoder import ClipVisionEncoderConfig
 from .base import DeepEncoderPreTrainedModel
-from .inputs import check_pixel_values
+from .inputs import check_options, check_pixel_values, check_tensor
 from .positions import PositionTableCache, resize_position_grid
 
 __all__ = ["ClipVisionEncoder", "ClipVisionEncoderOutput"]
@@ -86,6 +86,7 @@ class ClipVisionEncoderEmbeddings(nn.Module):
         if pixel_values is not None and patch_embeds is not None:
             raise ValueError("Pass one of pixel_values and patch_embeds, got both.")
         if patch_embeds is not None:
+            check_tensor(patch_embeds, "patch_embeds")
             shape = tuple(patch_embeds.shape)
             if len(shape) != 4 or shape[1] != self.hidden_size or 0 in shape[2:]:
                 raise ValueError(
@@ -250,8 +251,11 @@ class ClipVisionEncoder(DeepEncoderPreTrainedModel):
             request `hidden_states` and `attentions` (`eager` only).
 
         Raises:
-            `ValueError`: both inputs or neither, wrong channels, or a side that is not a multiple of the patch size.
+            `TypeError`: an input that is not a tensor, or an unknown option.
+            `ValueError`: inputs that are not floats, both inputs or neither, wrong channels, or a side that is not a
+                multiple of the patch size.
         """
+        check_options(kwargs, "ClipVisionEncoder")
         hidden_states = self.embeddings(pixel_values, patch_embeds)
         if self.pre_layernorm is not None:
             hidden_states = self.pre_layernorm(hidden_states)

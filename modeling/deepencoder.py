@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.deepencoder import DeepEncoderConfig
 from .base import DeepEncoderPreTrainedModel
 from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
-from .inputs import check_pixel_values
+from .inputs import check_options, check_pixel_values
 from .memory_budgets import MEMORY_BUDGETS
 from .sam_encoder import SamEncoder
 from .vision_tokens import lay_out_vision_tokens, read_tile_grids
@@ -145,6 +145,7 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             output of the CLIP encoder.
         """
         patch_size = self.config.sam_config.patch_size
+        check_pixel_values(pixel_values, "pixel_values", self.config.sam_config.num_channels, patch_size)
         positions = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
         bytes_per_view = positions * self.config.sam_config.hidden_size * self.dtype.itemsize
         views = max(1, self.memory_budgets.views // bytes_per_view)
@@ -203,8 +204,10 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             [`DeepEncoderOutput`].
 
         Raises:
-            `ValueError`: pixels of a wrong shape, or tiles that do not fit `patches_grid`.
+            `TypeError`: pixels that are not a tensor, or an unknown option.
+            `ValueError`: pixels that are not floats or have a wrong shape, or tiles that do not fit `patches_grid`.
         """
+        check_options(kwargs, "DeepEncoder")
         grids, counts = self.check_inputs(pixel_values, pixel_values_local, patches_grid, num_local_patches)
         for flag in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, flag):

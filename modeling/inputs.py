@@ -1,12 +1,49 @@
-"""Checks of the arguments of a forward pass."""
+"""Checks of the arguments of a forward pass, which name the argument and say what to pass instead."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
 
 import torch
+from transformers.utils import TransformersKwargs
 
-__all__ = ["check_pixel_values"]
+__all__ = ["check_options", "check_pixel_values", "check_tensor"]
+
+OPTIONS = frozenset({"return_dict", *TransformersKwargs.__annotations__})
+"""The options that any forward pass accepts, by transformers' convention."""
 
 
-def check_pixel_values(pixel_values: torch.Tensor, name: str, num_channels: int, patch_size: int) -> None:
-    """Raise `ValueError` unless `pixel_values` is `(batch, num_channels, height, width)` with whole patches."""
+def check_options(options: Mapping[str, Any], model: str) -> None:
+    """Raise `TypeError` if a forward pass got an option that transformers does not know, such as a misspelt one."""
+    for name in options:
+        if name not in OPTIONS:
+            near = get_close_matches(name, OPTIONS, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else "."
+            raise TypeError(f"{model}.forward got an unexpected argument {name[:100]!r}{hint}")
+
+
+def check_tensor(values: Any, name: str) -> None:
+    """Raise `TypeError` unless `values` is a tensor, and `ValueError` unless it holds floats."""
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(values).__name__}: pass what the image processor returns with "
+            'return_tensors="pt".'
+        )
+    if not values.is_floating_point():
+        raise ValueError(
+            f"{name} must hold normalised floats, got dtype {values.dtype}: use the image processor, or its "
+            "normalize_pixels for pixels of 0 to 255."
+        )
+
+
+def check_pixel_values(pixel_values: Any, name: str, num_channels: int, patch_size: int) -> None:
+    """Check normalised pixels.
+
+    Raises:
+        `TypeError`: `pixel_values` is not a tensor.
+        `ValueError`: it does not hold floats, or is not `(batch, num_channels, height, width)` with whole patches.
+    """
+    check_tensor(pixel_values, name)
     shape = tuple(pixel_values.shape)
     if len(shape) != 4:
         raise ValueError(f"{name} must have 4 dimensions (batch, channels, height, width), got shape {shape}.")

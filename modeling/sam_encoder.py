@@ -23,7 +23,7 @@ from .attention import AttentionInputs
 from .attention_schedules import attend
 from .base import DeepEncoderPreTrainedModel
 from .cpu_execution import run_layer_in_strips, runs_in_strips
-from .inputs import check_pixel_values
+from .inputs import check_options, check_pixel_values
 from .memory_budgets import MEMORY_BUDGETS
 from .positions import PositionTableCache, relative_positions, resize_position_grid
 from .windows import WindowCache, Windows
@@ -293,8 +293,11 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             `(batch * windows, heads, n, n)` for windowed blocks.
 
         Raises:
-            `ValueError`: wrong number of dimensions or channels, or a side that is not a multiple of the patch size.
+            `TypeError`: `pixel_values` is not a tensor, or an unknown option.
+            `ValueError`: pixels that are not floats, wrong number of dimensions or channels, or a side that is not a
+                multiple of the patch size.
         """
+        check_options(kwargs, "SamEncoder")
         hidden_states = self.embeddings(pixel_values)
         windows = WindowCache(self.config.window_size)
         for layer in self.layers:

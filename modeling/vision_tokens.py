@@ -12,6 +12,7 @@
 """
 
 from collections.abc import Sequence
+from reprlib import repr as shorten
 from typing import Any
 
 import torch
@@ -73,27 +74,31 @@ def read_tile_grids(
     cells: Any = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else patches_grid
     try:
         grids = [(int(columns), int(rows)) for columns, rows in cells]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         grids = []
     if len(grids) != batch_size:
-        raise ValueError(f"patches_grid must hold {batch_size} pairs (columns, rows), one an image, got {cells}.")
+        raise ValueError(
+            f"patches_grid must hold {batch_size} pairs (columns, rows), one for each image, got {shorten(cells)}."
+        )
     if any(min(grid) < 1 or grid != tuple(cell) for grid, cell in zip(grids, cells, strict=True)):
-        raise ValueError(f"patches_grid must hold positive integers, got {cells}.")
+        raise ValueError(f"patches_grid must hold positive integers, got {shorten(cells)}.")
     counts = [columns * rows if columns * rows > 1 else 0 for columns, rows in grids]
     if isinstance(num_local_patches, torch.Tensor) and torch.compiler.is_compiling():
         num_local_patches = None  # It is only a check, and reading a tensor's numbers would break the graph.
     if num_local_patches is not None:
-        given = num_local_patches.tolist() if isinstance(num_local_patches, torch.Tensor) else list(num_local_patches)
-        if len(given) != batch_size:
-            raise ValueError(f"num_local_patches must hold {batch_size} numbers, one an image, got {given}.")
+        given: Any = num_local_patches.tolist() if isinstance(num_local_patches, torch.Tensor) else num_local_patches
+        if not hasattr(given, "__len__") or len(given) != batch_size:
+            raise ValueError(
+                f"num_local_patches must hold {batch_size} numbers, one for each image, got {shorten(given)}."
+            )
         for index, (count, tiles, grid) in enumerate(zip(counts, given, grids, strict=True)):
             if tiles != count and not (grid == (1, 1) and tiles == 1):
                 raise ValueError(
-                    f"num_local_patches[{index}] must be {count} for patches_grid[{index}]={grid}, got {tiles}."
+                    f"num_local_patches[{index}] must be {count} for patches_grid[{index}]={grid}, got {shorten(tiles)}."
                 )
         counts = [int(tiles) for tiles in given]
     if sum(counts) != num_tiles:
         raise ValueError(
-            f"pixel_values_local must hold {sum(counts)} tiles for patches_grid={cells}, got {num_tiles}."
+            f"pixel_values_local must hold {sum(counts)} tiles for patches_grid={shorten(cells)}, got {num_tiles}."
         )
     return grids, counts
