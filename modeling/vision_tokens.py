@@ -94,11 +94,12 @@ def read_tile_grids(
         for index, (count, tiles, grid) in enumerate(zip(counts, given, grids, strict=True)):
             if tiles != count and not (grid == (1, 1) and tiles == 1):
                 raise ValueError(
-                    f"num_local_patches[{index}] must be {count} for patches_grid[{index}]={grid}, got {shorten(tiles)}."
+                    f"num_local_patches[{index}] must be {shorten(count)} for patches_grid[{index}]={shorten(grid)}, "
+                    f"got {shorten(tiles)}."
                 )
         counts = [int(tiles) for tiles in given]
     if sum(counts) != num_tiles:
         raise ValueError(
-            f"pixel_values_local must hold {sum(counts)} tiles for patches_grid={shorten(cells)}, got {num_tiles}."
+            f"pixel_values_local must hold {shorten(sum(counts))} tiles for patches_grid={shorten(cells)}, got {num_tiles}."
         )
     return grids, counts
