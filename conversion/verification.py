@@ -32,6 +32,8 @@ def reason_not_to_verify(plan: ConversionPlan, not_finite: Collection[str]) -> s
     """Return the reason why a conversion cannot be verified, or None if it can."""
     if not_finite:
         return f"{len(not_finite)} tensors are not finite"
+    if not getattr(plan.config, "use_patch_embedding", True):
+        return "the tower has no patch embedding, so it cannot read pixels"
     try:
         plan.target.reference.find_original()
     except ModuleNotFoundError:

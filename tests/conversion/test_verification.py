@@ -108,3 +108,16 @@ def test_without_a_class_to_compare_with(tmp_path: Path) -> None:
     older = with_reference(plan, find_original=lambda: importlib.import_module("transformers.models.of_tomorrow"))
     report = write_conversion(older, "source", tmp_path / "target")
     assert report.verification is not None and "has no Unlimited-OCR" in report.verification["not_run"]
+
+
+def test_a_tower_without_patch_embedding_is_converted_and_not_verified(tmp_path: Path) -> None:
+    """Such towers read `patch_embeds` only."""
+    layout = layout_of("deepseek-ocr-clip")
+    tensors = state_dict_there(build(layout), layout)
+    rest = {name: tensor for name, tensor in tensors.items() if "patch_embedding" not in name}
+    assert len(rest) < len(tensors)
+    save_file(rest, tmp_path / "model.safetensors")
+    report = convert_to_folder(tmp_path, tmp_path / "target")
+    assert report.verification == {"not_run": "the tower has no patch embedding, so it cannot read pixels"}
+    with pytest.raises(ValueError, match="cannot be verified"):
+        convert_to_folder(tmp_path, tmp_path / "other", verify=True)
