@@ -234,7 +234,7 @@ def download_parts(
 def _download_part(
     file: RemoteFile, part: Part, folder: Path, progress: Callable[[int], object]
 ) -> dict[str, StoredTensor]:
-    path = folder / f"{Path(file.name).stem}-{part.start}-{part.end}.safetensors"
+    path = folder / f"{file.name}-{part.start}-{part.end}.safetensors"
     if path.exists():
         try:
             stored = open_safetensors(path)
