@@ -255,12 +255,12 @@ class ClipVisionEncoder(DeepEncoderPreTrainedModel):
             `ValueError`: inputs that are not floats, both inputs or neither, wrong channels, or a side that is not a
                 multiple of the patch size.
         """
-        check_options(kwargs, "ClipVisionEncoder")
+        options = check_options(kwargs, "ClipVisionEncoder", "pixel_values", "patch_embeds")
         hidden_states = self.embeddings(pixel_values, patch_embeds)
         if self.pre_layernorm is not None:
             hidden_states = self.pre_layernorm(hidden_states)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+            hidden_states = layer(hidden_states, **options)
         if self.post_layernorm is not None and self.config.post_norm == "all":
             hidden_states = self.post_layernorm(hidden_states)
         pooled = hidden_states[:, 0]

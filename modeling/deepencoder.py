@@ -207,12 +207,13 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             `TypeError`: pixels that are not a tensor, or an unknown option.
             `ValueError`: pixels that are not floats or have a wrong shape, or tiles that do not fit `patches_grid`.
         """
-        check_options(kwargs, "DeepEncoder")
+        arguments = ("pixel_values", "pixel_values_local", "patches_grid", "num_local_patches")
+        options = check_options(kwargs, "DeepEncoder", *arguments)
         grids, counts = self.check_inputs(pixel_values, pixel_values_local, patches_grid, num_local_patches)
         for flag in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, flag):
-                kwargs.setdefault(flag, True)
-        fused, view_tokens, clip_output = self.encode_view(pixel_values, **kwargs)
+                options.setdefault(flag, True)
+        fused, view_tokens, clip_output = self.encode_view(pixel_values, **options)
         output = DeepEncoderOutput(
             last_hidden_state=fused,
             pooler_output=clip_output.pooler_output,
@@ -221,7 +222,7 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         )
         tiles: list[torch.Tensor | None] = [None] * len(grids)
         if pixel_values_local is not None and any(counts):
-            local_fused, tile_tokens, local_output = self.encode_view(pixel_values_local, **kwargs)
+            local_fused, tile_tokens, local_output = self.encode_view(pixel_values_local, **options)
             output.local_last_hidden_state = local_fused
             output.local_hidden_states = local_output.hidden_states
             output.local_attentions = local_output.attentions

@@ -9,17 +9,37 @@ from transformers.utils import TransformersKwargs
 
 __all__ = ["check_options", "check_pixel_values", "check_tensor"]
 
-OPTIONS = frozenset({"return_dict", *TransformersKwargs.__annotations__})
+# What transformers' decorators of a forward pass add if the configuration says so, or take from its arguments.
+FROM_DECORATORS = (
+    "return_dict",
+    "use_cache",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "vision_aspect_ratio",
+    "debug_io",
+    "debug_io_dir",
+    "prune_layers",
+)
+OPTIONS = frozenset((*FROM_DECORATORS, *TransformersKwargs.__annotations__))
 """The options that any forward pass accepts, by transformers' convention."""
 
 
-def check_options(options: Mapping[str, Any], model: str) -> None:
-    """Raise `TypeError` if a forward pass got an option that transformers does not know, such as a misspelt one."""
-    for name in options:
-        if name not in OPTIONS:
-            near = get_close_matches(name, OPTIONS, n=1)
+def check_options(options: Mapping[str, Any], model: str, *arguments: str) -> dict[str, Any]:
+    """Return the options that transformers knows; raise `TypeError` for any other, such as a misspelt one.
+
+    An unknown one that is None is left out: wrappers such as peft's pass the arguments of text models to every model.
+
+    Args:
+        options: the keyword arguments that are not among the parameters of the forward pass.
+        model: name of the model's class.
+        arguments: names of the parameters.
+    """
+    for name, value in options.items():
+        if name not in OPTIONS and value is not None:
+            near = get_close_matches(name, sorted(OPTIONS | {*arguments}), n=1)
             hint = f": did you mean {near[0]!r}?" if near else "."
             raise TypeError(f"{model}.forward got an unexpected argument {name[:100]!r}{hint}")
+    return {name: value for name, value in options.items() if name in OPTIONS}
 
 
 def check_tensor(values: Any, name: str) -> None:

@@ -125,7 +125,7 @@ class SamEncoderAttention(nn.Module):
             key, value = self.split_heads(qkv[:, keys, hidden_size:], self.window_size**2)
             output, weights = self.attend(query, key, value, window, (rows, columns))
             # (batch * windows, rows * columns, heads, head_dim) -> (batch, windows * rows * columns, hidden)
-            outputs.append(output.reshape(batch, -1, hidden_size))
+            outputs.append(output.reshape(batch, len(queries), hidden_size))
         return torch.cat(outputs, dim=1)[:, windows.places], weights
 
     def forward(
@@ -297,7 +297,7 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             `ValueError`: pixels that are not floats, wrong number of dimensions or channels, or a side that is not a
                 multiple of the patch size.
         """
-        check_options(kwargs, "SamEncoder")
+        check_options(kwargs, "SamEncoder", "pixel_values")
         hidden_states = self.embeddings(pixel_values)
         windows = WindowCache(self.config.window_size)
         for layer in self.layers:

@@ -73,10 +73,10 @@ def read_tile_grids(
         raise ValueError(f"patches_grid is required with pixel_values_local ({num_tiles} tiles), got None.")
     cells: Any = patches_grid.tolist() if isinstance(patches_grid, torch.Tensor) else patches_grid
     try:
-        grids = [(int(columns), int(rows)) for columns, rows in cells]
+        grids: list[tuple[int, int]] | None = [(int(columns), int(rows)) for columns, rows in cells]
     except (TypeError, ValueError, OverflowError):
-        grids = []
-    if len(grids) != batch_size:
+        grids = None
+    if grids is None or len(grids) != batch_size:
         raise ValueError(
             f"patches_grid must hold {batch_size} pairs (columns, rows), one for each image, got {shorten(cells)}."
         )
@@ -100,6 +100,7 @@ def read_tile_grids(
         counts = [int(tiles) for tiles in given]
     if sum(counts) != num_tiles:
         raise ValueError(
-            f"pixel_values_local must hold {shorten(sum(counts))} tiles for patches_grid={shorten(cells)}, got {num_tiles}."
+            f"pixel_values_local must hold {shorten(sum(counts))} tiles for patches_grid={shorten(cells)}, got "
+            f"{num_tiles}."
         )
     return grids, counts

@@ -61,9 +61,10 @@ def test_fusion_is_clip_then_sam(tiny_model: DeepEncoder) -> None:
     assert torch.equal(output.pooler_output, clip.pooler_output)
 
 
-@torch.no_grad()
-def test_an_empty_batch(tiny_model: DeepEncoder) -> None:
-    output = tiny_model(torch.zeros(0, 3, 128, 128))
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch(tiny_model: DeepEncoder, training: bool) -> None:
+    with torch.set_grad_enabled(training):
+        output = tiny_model(torch.zeros(0, 3, 128, 128))
     assert output.last_hidden_state.shape == (0, 4, 64)
     assert output.pooler_output.shape == (0, 32)
     assert output.vision_tokens == ()

@@ -44,6 +44,38 @@ def test_misspelt_options_are_refused(classes: Any) -> None:
 
 
 @every_model
+def test_the_nearest_name_may_be_that_of_a_parameter(classes: Any) -> None:
+    with pytest.raises(TypeError, match="did you mean 'pixel_values'?"):
+        build(classes)(torch.zeros(1, 3, 64, 64), pixel_value=torch.zeros(1))
+
+
+@every_model
+@torch.no_grad()
+def test_what_wrappers_and_decorators_add_is_accepted(classes: Any) -> None:
+    """peft's wrapper for feature extraction passes the arguments of text models to every model, as None."""
+    model, pixels = build(classes), torch.randn(1, 3, 64, 64)
+    expected = model(pixels).last_hidden_state
+    added = {"input_ids": None, "attention_mask": None, "inputs_embeds": None, "use_cache": False, "is_causal": False}
+    assert torch.equal(model(pixels, **added).last_hidden_state, expected)
+    model.config.use_cache = True
+    assert torch.equal(model(pixels).last_hidden_state, expected)
+
+
+@torch.no_grad()
+def test_compiled_models_refuse_the_same() -> None:
+    compiled = torch.compile(build(MODELS[1]), backend="eager")
+    with pytest.raises(TypeError, match="output_hidden_states"):
+        compiled(torch.zeros(1, 3, 64, 64), output_hiden_states=True)
+    with pytest.raises(ValueError, match="normalised floats"):
+        compiled(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_a_grid_of_an_empty_batch_is_checked_too() -> None:
+    with pytest.raises(ValueError, match="patches_grid.*0 pairs.*got 3"):
+        build(MODELS[0])(torch.zeros(0, 3, 64, 64), patches_grid=3)
+
+
+@every_model
 @torch.no_grad()
 def test_options_of_transformers_are_accepted(classes: Any) -> None:
     output = build(classes)(torch.zeros(1, 3, 64, 64), output_hidden_states=True, num_items_in_batch=None)
