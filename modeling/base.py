@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..configuration.package_services import call_service
 from ..configuration.remote_code import flat_name, register_remote_code, settle_auto_map
+from .quantization import check_saves_again, loads_again
 
 __all__ = ["DeepEncoderPreTrainedModel"]
 
@@ -69,6 +70,7 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
 
         Raises:
             `ValueError`: the model cannot be shared with its code: it is quantised, has adapters, or is of a subclass.
+                Or torchao quantised it outside of `from_pretrained`.
         """
         register_remote_code(type(self), "AutoModel")
         is_remote_code = self._auto_class is not None
@@ -84,7 +86,13 @@ class DeepEncoderPreTrainedModel(PreTrainedModel):
             else:
                 call_service("push_folder", save_directory, repo_id, **hub)
             return
-        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("state_dict") is None and not getattr(self, "_hf_peft_config_loaded", False):
+            check_saves_again(self)
+        if getattr(self, "hf_quantizer", None) is not None:
+            # There is no other format. transformers cannot undo how torchao restored the weights of a saved model.
+            kwargs["save_original_format"] = False
+        with loads_again(self):
+            super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         if not (folder / CONFIG_NAME).is_file():
             return  # Another process writes the files, or only adapters were saved.

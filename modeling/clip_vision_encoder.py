@@ -255,7 +255,7 @@ class ClipVisionEncoder(DeepEncoderPreTrainedModel):
             `ValueError`: inputs that are not floats, both inputs or neither, wrong channels, or a side that is not a
                 multiple of the patch size.
         """
-        options = check_options(kwargs, "ClipVisionEncoder", "pixel_values", "patch_embeds")
+        options = check_options(kwargs, "ClipVisionEncoder", "patch_embeds")
         hidden_states = self.embeddings(pixel_values, patch_embeds)
         if self.pre_layernorm is not None:
             hidden_states = self.pre_layernorm(hidden_states)

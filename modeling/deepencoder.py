@@ -207,8 +207,7 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             `TypeError`: pixels that are not a tensor, or an unknown option.
             `ValueError`: pixels that are not floats or have a wrong shape, or tiles that do not fit `patches_grid`.
         """
-        arguments = ("pixel_values", "pixel_values_local", "patches_grid", "num_local_patches")
-        options = check_options(kwargs, "DeepEncoder", *arguments)
+        options = check_options(kwargs, "DeepEncoder")
         grids, counts = self.check_inputs(pixel_values, pixel_values_local, patches_grid, num_local_patches)
         for flag in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, flag):

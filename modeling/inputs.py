@@ -22,21 +22,24 @@ FROM_DECORATORS = (
 )
 OPTIONS = frozenset((*FROM_DECORATORS, *TransformersKwargs.__annotations__))
 """The options that any forward pass accepts, by transformers' convention."""
+PREPARED = frozenset(("pixel_values", "pixel_values_local", "patches_grid", "num_local_patches"))
+"""What the image processor returns. All of it may be passed to every model; only a DeepEncoder uses the tiles."""
 
 
 def check_options(options: Mapping[str, Any], model: str, *arguments: str) -> dict[str, Any]:
     """Return the options that transformers knows; raise `TypeError` for any other, such as a misspelt one.
 
-    An unknown one that is None is left out: wrappers such as peft's pass the arguments of text models to every model.
+    Left out are an unknown one that is None, since wrappers such as peft's pass the arguments of text models to every
+    model, and what the image processor returns.
 
     Args:
         options: the keyword arguments that are not among the parameters of the forward pass.
         model: name of the model's class.
-        arguments: names of the parameters.
+        arguments: names of its parameters beside what the image processor returns.
     """
     for name, value in options.items():
-        if name not in OPTIONS and value is not None:
-            near = get_close_matches(name, sorted(OPTIONS | {*arguments}), n=1)
+        if name not in OPTIONS | PREPARED and value is not None:
+            near = get_close_matches(name, sorted(OPTIONS | PREPARED | {*arguments}), n=1)
             hint = f": did you mean {near[0]!r}?" if near else "."
             raise TypeError(f"{model}.forward got an unexpected argument {name[:100]!r}{hint}")
     return {name: value for name, value in options.items() if name in OPTIONS}

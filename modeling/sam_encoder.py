@@ -297,7 +297,7 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             `ValueError`: pixels that are not floats, wrong number of dimensions or channels, or a side that is not a
                 multiple of the patch size.
         """
-        check_options(kwargs, "SamEncoder", "pixel_values")
+        check_options(kwargs, "SamEncoder")
         hidden_states = self.embeddings(pixel_values)
         windows = WindowCache(self.config.window_size)
         for layer in self.layers:

@@ -148,7 +148,7 @@ def check_shareable(model: Any) -> None:
             f"A {name} with adapters cannot be shared with its code: merge the adapters, or push them alone."
         )
     if getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(f"A quantised {name} cannot be shared, as it would not load again. Share the original model.")
+        raise ValueError(f"A quantised {name} cannot be shared: share the original model.")
 
 
 def complete_folder(folder: str | Path, model: Any = None, license: str | None = None) -> None:

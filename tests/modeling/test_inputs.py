@@ -1,5 +1,6 @@
 """Arguments of a forward pass that are refused in one line, which names the argument and says what to pass."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from deepencoder import (
     ClipVisionEncoderConfig,
     DeepEncoder,
     DeepEncoderConfig,
+    DeepEncoderImageProcessor,
     SamEncoder,
     SamEncoderConfig,
 )
@@ -59,6 +61,14 @@ def test_what_wrappers_and_decorators_add_is_accepted(classes: Any) -> None:
     assert torch.equal(model(pixels, **added).last_hidden_state, expected)
     model.config.use_cache = True
     assert torch.equal(model(pixels).last_hidden_state, expected)
+
+
+@every_model
+@torch.no_grad()
+def test_what_the_image_processor_returns_is_accepted(classes: Any, example_page: Path) -> None:
+    inputs = DeepEncoderImageProcessor(mode="gundam")(example_page, return_tensors="pt")
+    inputs = {name: value[..., ::8, ::8] if value.ndim == 4 else value for name, value in inputs.items()}
+    assert "pixel_values_local" in inputs and build(classes)(**inputs).last_hidden_state.isfinite().all()
 
 
 @torch.no_grad()
