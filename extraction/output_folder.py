@@ -14,6 +14,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any
 
 from filelock import Timeout
@@ -139,11 +140,12 @@ def _find_places(sources: Sequence[str]) -> list[str]:
 
 def _describe_changes(manifest: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Say which settings, or places of sources, differ from those of earlier work."""
-    found = manifest["settings"]
+    found, settings = manifest["settings"], wanted["settings"]
     changed = [
-        f"{name} was {found.get(name)!r} and is {wanted['settings'].get(name)!r}"
-        for name in sorted({*found, *wanted["settings"]})
-        if found.get(name) != wanted["settings"].get(name)
+        # A name that is none of ours may be anything.
+        f"{name if name in settings else shorten(name)} was {found.get(name)!r} and is {settings.get(name)!r}"
+        for name in sorted({*found, *settings})
+        if found.get(name) != settings.get(name)
     ]
     places = manifest.get(PLACES)  # Earlier versions did not record them.
     if not changed and places is not None and places != wanted[PLACES]:

@@ -222,3 +222,12 @@ def test_the_same_spelling_in_another_folder_is_refused(
     (output / "manifest.json").write_text(json.dumps(manifest))
     assert extract(settings(Path(spelling)), output, load, workers=0).written == 0
     assert json.loads((output / "manifest.json").read_bytes())["source_places"] == [str(tmp_path / "b" / spelling)]
+
+
+def test_settings_of_odd_names_are_reported_in_one_line(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 1), tmp_path / "output"
+    output.mkdir()
+    (output / "manifest.json").write_text(json.dumps({"settings": {"a\nb": 1, "x" * 9999: 2}}))
+    with pytest.raises(ValueError, match="made with other settings") as caught:
+        extract(settings(corpus), output, load)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
