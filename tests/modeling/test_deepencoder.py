@@ -178,7 +178,7 @@ def test_large_batches_run_in_parts(tiny_model: DeepEncoder) -> None:
     set_memory_budgets(tiny_model, MemoryBudgets(views=3 * 16 * hidden_size * 4))
     parts = tiny_model(**inputs, output_hidden_states=True, output_attentions=True)
     assert batches == [1, 1, 1, 3, 3, 2]  # A view has 64 patches and a tile has 16.
-    assert_same(parts, whole, atol=1e-6, rtol=1e-5)
+    assert_same(parts, whole, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
