@@ -279,7 +279,9 @@ def test_a_short_training_run_lowers_the_loss() -> None:
 
 
 @torch.no_grad()
-def test_compiles_as_one_graph(tiny_model: DeepEncoder) -> None:
+def test_compiles_as_one_graph(tiny_model: DeepEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor's usual cache does not tell apart the instruction sets that torch may be held to.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiled = torch.compile(tiny_model, fullgraph=True)
     inputs = page_inputs([(2, 1), (1, 1)], size=192)
     inputs |= {"patches_grid": inputs["patches_grid"].tolist()}
