@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 
 import datasets
@@ -58,3 +59,16 @@ def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "saved" / name).write_bytes(b"[]")
         with pytest.raises(ValueError, match="saved' is not a dataset that can be read: "):
             list(list_pages([tmp_path / "saved"]))
+
+
+def test_offsets_beyond_the_file_are_refused(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 1001 for number in range(3)]
+    datasets.Dataset.from_dict({"image": contents}).save_to_disk(tmp_path)
+    (path,) = tmp_path.glob("*.arrow")
+    offsets, far = struct.pack("<4i", 0, 1001, 2002, 3003), struct.pack("<4i", 0, 1001, 2**31 - 1, 2**31 - 1)
+    data = path.read_bytes()
+    assert data.count(offsets) == 1
+    path.write_bytes(data.replace(offsets, far))
+    with pytest.raises(ValueError, match="is not a dataset that can be read") as caught:
+        list(list_pages([tmp_path], column="image"))
+    assert "\n" not in str(caught.value)
