@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .base import DeepEncoderPreTrainedConfig
+from .base import DeepEncoderPreTrainedConfig, VisionTransformerSizes
 from .validation import (
     MAX_CHANNELS,
     MAX_LAYERS,
@@ -29,7 +29,7 @@ __all__ = ["ClipVisionEncoderConfig"]
 
 @raises_value_errors
 @strict
-class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
+class ClipVisionEncoderConfig(VisionTransformerSizes, DeepEncoderPreTrainedConfig):
     r"""Configuration of a [`ClipVisionEncoder`]. The defaults are the CLIP-L of DeepSeek-OCR.
 
     | | `use_patch_bias` | `use_pre_norm` | `post_norm` | `hidden_act` |
@@ -116,16 +116,6 @@ class ClipVisionEncoderConfig(DeepEncoderPreTrainedConfig):
             "num_channels",
             "projection_dim",
         )
-
-    @property
-    def grid_size(self) -> int:
-        """Number of patches along a side of an image of `image_size` pixels."""
-        return self.image_size // self.patch_size
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_attention_heads
 
     @classmethod
     def base_patch32(cls, **overrides: Any) -> "ClipVisionEncoderConfig":

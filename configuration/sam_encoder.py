@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .base import DeepEncoderPreTrainedConfig
+from .base import DeepEncoderPreTrainedConfig, VisionTransformerSizes
 from .validation import (
     MAX_CHANNELS,
     MAX_DOWNSAMPLINGS,
@@ -32,7 +32,7 @@ __all__ = ["SamEncoderConfig"]
 
 @raises_value_errors
 @strict
-class SamEncoderConfig(DeepEncoderPreTrainedConfig):
+class SamEncoderConfig(VisionTransformerSizes, DeepEncoderPreTrainedConfig):
     r"""Configuration of a [`SamEncoder`]. The defaults are SAM ViT-B as DeepSeek-OCR published it (95.6M parameters).
 
     Args:
@@ -137,16 +137,6 @@ class SamEncoderConfig(DeepEncoderPreTrainedConfig):
             "output_channels",
             "downsample_channels",
         )
-
-    @property
-    def grid_size(self) -> int:
-        """Number of patches along a side of an image of `image_size` pixels."""
-        return self.image_size // self.patch_size
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def out_hidden_size(self) -> int:

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .pages import describe_error
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -56,15 +58,12 @@ class DamagedShardError(ValueError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
+        reason = reason.rstrip(".")
         super().__init__(
             f"{path} is damaged: {reason}. With redo_damaged (--redo-damaged), damaged shards are set aside and their "
             "pages are extracted again."
         )
         self.path, self.reason = path, reason
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _hash_file(path: Path) -> str:
@@ -96,7 +95,7 @@ def _read_footer(path: Path) -> tuple[int, dict[str, Any] | None]:
         facts = None if found is None else {"bytes": int(found["bytes"]), "sha256": str(found["sha256"])}
         return int(footer.num_rows), facts
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedShardError(path, _first_line(error)) from error
+        raise DamagedShardError(path, describe_error(error)) from error
 
 
 def count_rows(path: Path) -> int:
@@ -175,7 +174,7 @@ def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> "It
         with pyarrow.parquet.ParquetFile(path, **options) as file:
             yield from file.iter_batches(rows, columns=columns)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DamagedShardError(path, _first_line(error)) from error
+        raise DamagedShardError(path, describe_error(error)) from error
 
 
 def _check_header(tensors: Path, path: Path) -> None:
@@ -185,7 +184,7 @@ def _check_header(tensors: Path, path: Path) -> None:
         with safe_open(tensors, "np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise DamagedShardError(path, f"{tensors.name} cannot be read: {_first_line(error)}") from error
+        raise DamagedShardError(path, f"{tensors.name} cannot be read: {describe_error(error)}") from error
 
 
 def verify_shard(path: Path, recorded: Recorded) -> list[dict[str, Any]]:
