@@ -29,8 +29,8 @@ PREPARED = frozenset(("pixel_values", "pixel_values_local", "patches_grid", "num
 def check_options(options: Mapping[str, Any], model: str, *arguments: str) -> dict[str, Any]:
     """Return the options that transformers knows; raise `TypeError` for any other, such as a misspelt one.
 
-    Left out are an unknown one that is None, since wrappers such as peft's pass the arguments of text models to every
-    model, and what the image processor returns.
+    It leaves out what the image processor returns, and unknown options that are None: wrappers such as peft's pass the
+    arguments of text models to every model.
 
     Args:
         options: the keyword arguments that are not among the parameters of the forward pass.
