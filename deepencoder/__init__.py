@@ -57,7 +57,7 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "SamEncoder": ".modeling.sam_encoder",
             "SamEncoderConfig": ".configuration.sam_encoder",
         },
-        subpackages=("configuration", "modeling", "processing", "extraction", "conversion", "sharing"),
+        subpackages=("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "sharing"),
     )
 
 provide_services(SERVICES)
