@@ -24,7 +24,7 @@ from .services import SERVICES
 if TYPE_CHECKING:
     from .configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
     from .modeling import ClipVisionEncoder, ClipVisionEncoderOutput, DeepEncoder, DeepEncoderOutput, SamEncoder
-    from .processing import DeepEncoderImageProcessor
+    from .processing import DeepEncoderImageProcessor, TokenLayout
 
 __all__ = [
     "ClipVisionEncoder",
@@ -36,6 +36,7 @@ __all__ = [
     "DeepEncoderOutput",
     "SamEncoder",
     "SamEncoderConfig",
+    "TokenLayout",
 ]
 
 try:
@@ -56,6 +57,7 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "DeepEncoderOutput": ".modeling.deepencoder",
             "SamEncoder": ".modeling.sam_encoder",
             "SamEncoderConfig": ".configuration.sam_encoder",
+            "TokenLayout": ".processing.token_layout",
         },
         subpackages=("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "sharing"),
     )

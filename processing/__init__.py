@@ -1,4 +1,4 @@
-"""The image processor with its modes and tiles, and pictures of what the encoder sees."""
+"""The image processor with its modes and tiles, where each token lies, and pictures of what the encoder sees."""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +6,15 @@ from ..lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .image_processing import DeepEncoderImageProcessor
+    from .token_layout import TokenLayout
 
-__all__ = ["DeepEncoderImageProcessor"]
+__all__ = ["DeepEncoderImageProcessor", "TokenLayout"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_attributes(__name__, {"DeepEncoderImageProcessor": ".image_processing"})
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "DeepEncoderImageProcessor": ".image_processing",
+            "TokenLayout": ".token_layout",
+        },
+    )

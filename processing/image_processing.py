@@ -4,7 +4,7 @@ Unusual: pixels equal those of Pillow's `ImageOps.pad` and `resize` bit for bit,
 torchvision is not needed. A mode is only a named set of the ordinary fields.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from transformers.image_utils import (
     IMAGENET_STANDARD_STD,
     ChannelDimension,
     PILImageResampling,
-    SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, TensorType
@@ -29,23 +28,11 @@ from .field_checks import check_fields, check_types
 from .images import flatten_images, to_rgb
 from .modes import MODES, mode_fields
 from .normalization import Normalization
-from .tiling import choose_tile_grid, count_image_tokens
+from .placement import PageGeometry
+from .token_layout import TokenLayout, find_view_padding, lay_out_tokens
 from .views import make_global_views, make_tiles
 
 __all__ = ["DeepEncoderImageProcessor", "DeepEncoderImageProcessorKwargs"]
-
-
-def _choose_grid(height: int, width: int, fields: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the columns and rows of an image's tiles; `(1, 1)` for an image without tiles."""
-    if not fields["crop_to_patches"]:
-        return (1, 1)
-    return choose_tile_grid(height, width, fields["min_patches"], fields["max_patches"], fields["tile_size"])
-
-
-def _count_tiles(grid: tuple[int, int]) -> int:
-    """Return the number of tiles in a grid: 0 for `(1, 1)`, which stands for an image without tiles."""
-    columns, rows = grid
-    return columns * rows if columns * rows > 1 else 0
 
 
 class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
@@ -223,8 +210,8 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
     ) -> BatchFeature:
         as_bytes = not (fields["do_rescale"] or fields["do_normalize"])
         normalization = None if as_bytes else Normalization.from_fields(**fields)
-        grids = [_choose_grid(image.height, image.width, fields) for image in images]
-        counts = [_count_tiles(grid) for grid in grids]
+        geometries = [PageGeometry.from_fields(image.height, image.width, fields) for image in images]
+        grids = [geometry.tile_grid for geometry in geometries]
         size = (int(fields["size"]["width"]), int(fields["size"]["height"])) if fields["do_resize"] else None
         color = fields["background_color"] if fields["do_pad"] else None
         # Tiles come first because their resized images are the largest: the views then reuse that memory.
@@ -234,7 +221,7 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         if len(tiles):
             data["pixel_values_local"] = tiles if return_tensors else list(tiles)
         data["patches_grid"] = [list(grid) for grid in grids]
-        data["num_local_patches"] = counts
+        data["num_local_patches"] = [geometry.num_tiles for geometry in geometries]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -268,11 +255,11 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
     ) -> int:
         """Return the number of views of an image: its tiles and the global view. transformers prescribes the name."""
-        return 1 + _count_tiles(self.get_tile_grid(height, width, **(images_kwargs or {})))
+        return 1 + self._geometry(height, width, None, images_kwargs or {}).num_tiles
 
     def get_tile_grid(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> tuple[int, int]:
         """Return the columns and rows of tiles of an image of this size in pixels; `(1, 1)` for one without tiles."""
-        return _choose_grid(height, width, self._fields(mode, kwargs))
+        return self._geometry(height, width, mode, kwargs).tile_grid
 
     def get_number_of_image_tokens(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> int:
         """Return the number of vision tokens of an image from its size, newlines and separator included.
@@ -285,19 +272,55 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         Returns:
             `int`: the length of the image's `vision_tokens`.
         """
-        if height < 1 or width < 1:
-            raise ValueError(f"height and width must be positive, got {height} and {width}.")
+        return self._geometry(height, width, mode, kwargs).num_tokens
+
+    def get_token_layout(self, height: int, width: int, mode: str | None = None, **kwargs: Any) -> TokenLayout:
+        """Say which part of an image each of its vision tokens is, from the image's size.
+
+        Args:
+            height, width (`int`): size of the image in pixels, after its EXIF rotation.
+            mode (`str`, *optional*): a mode to use instead of the processor's own fields.
+            kwargs: fields to use instead of the processor's own.
+
+        Returns:
+            [`TokenLayout`]: kind, box in pixels of the image, and padding of each token, in the order of the image's
+            `vision_tokens`.
+
+        Raises:
+            `ValueError`: a size or a field is invalid, or there would be more than 2**21 tokens.
+        """
+        return lay_out_tokens(self._geometry(height, width, mode, kwargs))
+
+    def get_token_mask(
+        self, image_sizes: Iterable[tuple[int, int]], mode: str | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Say which tokens of `last_hidden_state` show the image rather than its padding, for pooling.
+
+        Args:
+            image_sizes: height and width of each image of a batch, in pixels.
+            mode (`str`, *optional*): a mode to use instead of the processor's own fields.
+            kwargs: fields to use instead of the processor's own.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch, N)`: False for tokens without any pixel of the image.
+
+        Raises:
+            `ValueError`: a size or a field is invalid, or views of different sizes (`do_resize=False`) do not form a
+                batch.
+        """
         fields = self._fields(mode, kwargs)
-        stride = fields["patch_size"] * fields["downsample_ratio"]
-        size = fields["size"]
-        if not fields["do_resize"]:
-            size = SizeDict(height=height, width=width)
-        tile_tokens = -(-fields["tile_size"] // stride)
-        return count_image_tokens(
-            (-(-size.width // stride), -(-size.height // stride)),
-            self.get_tile_grid(height, width, mode, **kwargs),
-            (tile_tokens, tile_tokens),
-        )
+        try:
+            sizes = [(height, width) for height, width in image_sizes]
+        except (TypeError, ValueError) as error:
+            raise ValueError("image_sizes must hold a height and a width for each image.") from error
+        geometries = [PageGeometry.from_fields(height, width, fields) for height, width in sizes]
+        if len({geometry.view_size for geometry in geometries}) != 1:
+            raise ValueError("image_sizes must hold at least one image, and only images whose views have one size.")
+        masks = [~find_view_padding(geometry).ravel() for geometry in geometries]
+        return torch.from_numpy(np.stack(masks))
+
+    def _geometry(self, height: int, width: int, mode: str | None, kwargs: Mapping[str, Any]) -> PageGeometry:
+        return PageGeometry.from_fields(height, width, self._fields(mode, kwargs))
 
     def _fields(self, mode: str | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         fields = {name: getattr(self, name, None) for name in self._valid_kwargs_names}

@@ -7,10 +7,11 @@ in the batch, and is normalised on the way.
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_utils import PILImageResampling
 
 from .normalization import Normalization
+from .placement import Placement, contain_page
 
 __all__ = ["make_global_views", "make_tiles"]
 
@@ -20,13 +21,15 @@ def split_planes(image: Image.Image) -> list[np.ndarray]:
     return [np.asarray(band) for band in image.split()]
 
 
-def pad_planes(planes: list[np.ndarray], width: int, height: int, color: tuple[int, ...]) -> list[np.ndarray]:
-    """Centre channels in larger ones of the colour `color`, at the offset that `ImageOps.pad` chooses."""
-    inner_height, inner_width = planes[0].shape
-    top, left = round((height - inner_height) / 2), round((width - inner_width) / 2)  # `round` rounds half to even.
-    padded = [np.full((height, width), value, np.uint8) for value in color]
-    for outer, inner in zip(padded, planes, strict=True):
-        outer[top : top + inner_height, left : left + inner_width] = inner
+def pad_planes(
+    image: Image.Image, place: Placement, size: tuple[int, int], color: tuple[int, ...], resample: PILImageResampling
+) -> list[np.ndarray]:
+    """Resize an RGB image to its place in a view of `size` (width, height), and fill the rest with `color`."""
+    padded = [np.full((size[1], size[0]), value, np.uint8) for value in color]
+    if place.width and place.height:
+        inner = split_planes(image.resize((place.width, place.height), resample=resample))
+        for outer, plane in zip(padded, inner, strict=True):
+            outer[place.top : place.top + place.height, place.left : place.left + place.width] = plane
     return padded
 
 
@@ -78,7 +81,8 @@ def make_global_views(
         if color is None:
             planes = split_planes(image.resize(size, resample=resample))
         else:
-            planes = pad_planes(split_planes(ImageOps.contain(image, size, method=resample)), width, height, color)
+            place = contain_page((image.height, image.width), (height, width))
+            planes = pad_planes(image, place, size, color, resample)
         write_planes(planes, view, normalization)
     return views
 
