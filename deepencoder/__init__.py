@@ -23,8 +23,16 @@ from .services import SERVICES
 
 if TYPE_CHECKING:
     from .configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
-    from .modeling import ClipVisionEncoder, ClipVisionEncoderOutput, DeepEncoder, DeepEncoderOutput, SamEncoder
-    from .processing import DeepEncoderImageProcessor, TokenLayout
+    from .integrations import insert_vision_tokens, replace_vision_tower, restore_vision_tower
+    from .modeling import (
+        ClipVisionEncoder,
+        ClipVisionEncoderOutput,
+        DeepEncoder,
+        DeepEncoderOutput,
+        SamEncoder,
+        window_positions,
+    )
+    from .processing import DeepEncoderImageProcessor, TokenLayout, draw_similarity, stitch_vision_tokens
 
 __all__ = [
     "ClipVisionEncoder",
@@ -37,6 +45,12 @@ __all__ = [
     "SamEncoder",
     "SamEncoderConfig",
     "TokenLayout",
+    "window_positions",
+    "draw_similarity",
+    "insert_vision_tokens",
+    "replace_vision_tower",
+    "restore_vision_tower",
+    "stitch_vision_tokens",
 ]
 
 try:
@@ -58,6 +72,12 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "SamEncoder": ".modeling.sam_encoder",
             "SamEncoderConfig": ".configuration.sam_encoder",
             "TokenLayout": ".processing.token_layout",
+            "window_positions": ".modeling.windows",
+            "draw_similarity": ".processing.visualization",
+            "insert_vision_tokens": ".integrations.ready_tokens",
+            "replace_vision_tower": ".integrations.vision_towers",
+            "restore_vision_tower": ".integrations.vision_towers",
+            "stitch_vision_tokens": ".processing.stitching",
         },
         subpackages=("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "sharing"),
     )
