@@ -6,9 +6,11 @@ from ..lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .image_processing import DeepEncoderImageProcessor
+    from .stitching import stitch_vision_tokens
     from .token_layout import TokenLayout
+    from .visualization import draw_similarity
 
-__all__ = ["DeepEncoderImageProcessor", "TokenLayout"]
+__all__ = ["DeepEncoderImageProcessor", "TokenLayout", "draw_similarity", "stitch_vision_tokens"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(
@@ -16,5 +18,7 @@ if not TYPE_CHECKING:
         {
             "DeepEncoderImageProcessor": ".image_processing",
             "TokenLayout": ".token_layout",
+            "draw_similarity": ".visualization",
+            "stitch_vision_tokens": ".stitching",
         },
     )

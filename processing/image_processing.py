@@ -164,13 +164,18 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         kwargs["background_color"] = check_fields(kwargs)
         return kwargs
 
-    def preprocess(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Prepare one image or a batch of images.
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(mode={self.mode!r}) {self.to_json_string()}"
+
+    def __call__(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
+        r"""Prepare one image or a batch of images.
 
         Args:
             images: a `PIL.Image`, an array or tensor (see [`to_rgb`]), a path, a URL, or a list of these.
-            mode (`str`, *optional*): a mode for this call, instead of the processor's own fields.
-            kwargs: fields for this call; and `return_tensors` (`"pt"` or `"np"`).
+            mode (`str`, *optional*): a mode for this call, instead of the processor's own fields: `"tiny"`, `"small"`,
+                `"base"`, `"large"` or `"gundam"`; see [`DeepEncoderImageProcessor`].
+            kwargs: fields for this call, as in [`DeepEncoderImageProcessorKwargs`]; and `return_tensors` (`"pt"` or
+                `"np"`; lists of arrays without).
 
         Returns:
             [`BatchFeature`] with
@@ -182,7 +187,21 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
 
         Raises:
             `ValueError`: an image cannot be used (the message names it), or a field is invalid.
+
+        Example:
+
+        ```python
+        processor = DeepEncoderImageProcessor(mode="base")
+        inputs = processor(["page-1.png", "page-2.png"], mode="gundam", max_patches=6, return_tensors="pt")
+        inputs["pixel_values"].shape  # (2, 3, 1024, 1024)
+        outputs = model(**inputs)
+        layout = processor.get_token_layout(1754, 1240, mode="gundam", max_patches=6)  # which token is where
+        ```
         """
+        return self.preprocess(images, *args, mode=mode, **kwargs)
+
+    def preprocess(self, images: Any, *args: Any, mode: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Prepare images as a call does; see `__call__`."""
         fields = {name: value for name, value in kwargs.items() if name in self._valid_kwargs_names}
         check_types(self.valid_kwargs, fields)
         return super().preprocess(images, *args, **(mode_fields(mode) | kwargs))

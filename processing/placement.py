@@ -11,7 +11,7 @@ from typing import Any
 
 from .tiling import choose_tile_grid, count_image_tokens
 
-__all__ = ["MAX_SIDE", "PageGeometry", "Placement", "contain_page"]
+__all__ = ["MAX_SIDE", "PageGeometry", "Placement", "check_page_size", "contain_page"]
 
 MAX_SIDE = 2**31 - 1
 """Largest height or width of a page in pixels; no image library has larger ones."""
@@ -49,7 +49,8 @@ def contain_page(page_size: tuple[int, int], view_size: tuple[int, int]) -> Plac
     return Placement(round((view_size[1] - width) / 2), round((view_size[0] - height) / 2), width, height)
 
 
-def _check_page_size(height: Any, width: Any) -> tuple[int, int]:
+def check_page_size(height: Any, width: Any) -> tuple[int, int]:
+    """Return the size of a page as integers; a `ValueError` names the arguments `height` and `width`."""
     try:
         size = operator.index(height), operator.index(width)
     except TypeError:
@@ -87,7 +88,7 @@ class PageGeometry:
         Raises:
             `ValueError`: `height` or `width` is no positive integer, or too large.
         """
-        page_size = _check_page_size(height, width)
+        page_size = check_page_size(height, width)
         view_size = (int(fields["size"]["height"]), int(fields["size"]["width"])) if fields["do_resize"] else page_size
         placement = Placement(0, 0, view_size[1], view_size[0])
         if fields["do_resize"] and fields["do_pad"]:

@@ -5,12 +5,12 @@ An axis holds the edges of its cells in pixels of the page, where a cell of padd
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from .placement import PageGeometry
+from .placement import PageGeometry, check_page_size
 
 __all__ = ["TokenLayout", "find_view_padding", "lay_out_tokens"]
 
@@ -151,6 +151,12 @@ class TokenLayout:
             height, width = self.page_size
             raise ValueError(f"x and y must be a point of a page of {width} x {height} pixels, got {x} and {y}.")
         return int(held[0])
+
+    def rescale(self, height: int, width: int) -> "TokenLayout":
+        """Return the layout for the same page at another size in pixels, such as a thumbnail."""
+        height, width = check_page_size(height, width)
+        scale = np.array([width / self.page_size[1], height / self.page_size[0]] * 2)
+        return replace(self, page_size=(height, width), boxes=self.boxes * scale)
 
     def map_to_page(self, values: Any, kind: str = "view", smooth: bool = False) -> np.ndarray:
         """Spread values of tokens over the pixels of the page, for example to draw a heat map.

@@ -15,9 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..configuration.atomic_files import replaced_file
-from ..extraction.outputs import OUTPUTS, take_outputs
+from ..extraction.outputs import take_outputs
 from .dataclass_options import takes_options
-from .errors import one_line
+from .errors import UserError, one_line
 from .files import check_target, files_of_model
 from .models import load_model, load_processor, name_source, pick_device
 from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from ..processing.token_layout import TokenLayout
+
 __all__ = ["EncodeOptions", "encode"]
+
+PICTURE_HEIGHT = 768
 
 
 @dataclass(frozen=True)
@@ -36,25 +40,27 @@ class _Encoding:
 
     Args:
         name: path or URL of the image.
-        size: its width and height in pixels.
+        page: the image.
         inputs: what the image processor made of it.
         outputs: the model's output.
-        stride: pixels along a side of a token.
+        layout: where the tokens lie on the page.
+        chosen: the token that the picture compares with all others; None for the most salient one.
         seconds: how long preparing and encoding took.
     """
 
     name: str
-    size: tuple[int, int]
+    page: "Image.Image"
     inputs: Any
     outputs: Any
-    stride: int
+    layout: "TokenLayout"
+    chosen: int | None
     seconds: float
 
     @property
     def view_grid(self) -> tuple[int, int]:
         """Columns and rows of tokens of the global view."""
-        height, width = self.inputs["pixel_values"].shape[2:]
-        return -(-width // self.stride), -(-height // self.stride)
+        rows, columns = self.layout.view_index.shape
+        return columns, rows
 
     @property
     def tile_grid(self) -> tuple[int, int]:
@@ -65,11 +71,12 @@ class _Encoding:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A model with its image processor, and the mode to use instead of the processor's own."""
+    """A model with its image processor, the mode to use instead of the processor's own, and `--similar-to`."""
 
     model: Any
     processor: Any
     mode: str | None
+    point: tuple[int, int] | None
 
     @property
     def mode_name(self) -> str | None:
@@ -87,15 +94,31 @@ class _Encoder:
         from ..processing.images import to_rgb
 
         start = time.perf_counter()
-        image = to_rgb(name, index)
-        inputs = self.processor(image, return_tensors="pt", **({} if self.mode is None else {"mode": self.mode}))
+        page = to_rgb(name, index)
+        mode = {} if self.mode is None else {"mode": self.mode}
+        inputs = self.processor(page, return_tensors="pt", **mode)
+        layout = self._lay_out(page, mode)
+        chosen = self._choose(layout, f"images[{index}] ({name})")
         device = self.model.device
         on_device = {key: inputs[key].to(device) for key in inputs if key.startswith("pixel_values")}
         with torch.inference_mode():
             outputs = self.model(**on_device, patches_grid=inputs["patches_grid"].tolist())
         outputs.vision_tokens[0].cpu()  # Waits for the device.
-        stride = self.model.config.sam_config.total_stride
-        return _Encoding(name, image.size, inputs, outputs, stride, time.perf_counter() - start)
+        return _Encoding(name, page, inputs, outputs, layout, chosen, time.perf_counter() - start)
+
+    def _lay_out(self, page: "Image.Image", mode: dict[str, str]) -> Any:
+        sam = self.model.config.sam_config
+        strides = {"patch_size": sam.patch_size, "downsample_ratio": sam.total_stride // sam.patch_size}
+        return self.processor.get_token_layout(page.height, page.width, **mode, **strides)
+
+    def _choose(self, layout: "TokenLayout", label: str) -> int | None:
+        """Return the token at the point of `--similar-to`: of a tile if there are any, since these are smaller."""
+        if self.point is None:
+            return None
+        try:
+            return layout.find_token(*self.point, "tile" if layout.tile_index.size else "view")
+        except ValueError as error:
+            raise ValueError(f"{label}: --similar-to: {error}") from error
 
 
 @dataclass
@@ -114,7 +137,7 @@ class _Results:
     pictures: "list[tuple[Path, Image.Image]]" = field(default_factory=list)
 
     def add_row(self, encoding: _Encoding) -> None:
-        name, (width, height), (columns, rows) = encoding.name, encoding.size, encoding.tile_grid
+        name, (width, height), (columns, rows) = encoding.name, encoding.page.size, encoding.tile_grid
         self.table.add_row(
             Path(name).name if len(name) < 256 else name[:40] + "...",
             f"{width} x {height}",
@@ -124,10 +147,15 @@ class _Results:
         )
 
     def add_features(self, index: int, encoding: _Encoding, facts: dict[str, Any]) -> None:
-        (outputs,) = take_outputs(encoding.outputs, encoding.inputs["num_local_patches"].tolist(), list(OUTPUTS))
+        import torch
+
+        (outputs,) = take_outputs(encoding.outputs, encoding.inputs["num_local_patches"].tolist())
         for name, tensor in outputs.items():
             self.tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous().clone()  # Files take no views.
-        width, height = encoding.size
+        boxes, is_padding = encoding.layout.boxes, encoding.layout.is_padding
+        self.tensors[f"{index}.boxes"] = torch.from_numpy(boxes).float()
+        self.tensors[f"{index}.is_padding"] = torch.from_numpy(is_padding)
+        width, height = encoding.page.size
         self.metadata[str(index)] = json.dumps(
             {
                 "image": encoding.name,
@@ -158,23 +186,40 @@ def _to_image(pixel_values: "torch.Tensor", processor: Any) -> "Image.Image":
     return Image.fromarray(processor.denormalize_pixels(pixel_values).permute(1, 2, 0).cpu().numpy())
 
 
-def _draw(encoding: _Encoding, processor: Any) -> "Image.Image":
+def _draw_views(encoding: _Encoding, processor: Any) -> "Image.Image":
     """Draw the views of an image beside their features."""
     from ..processing.visualization import draw_encoding, stitch_tiles
 
-    inputs, outputs = encoding.inputs, encoding.outputs
-    columns, rows = encoding.view_grid
+    inputs, outputs, layout = encoding.inputs, encoding.outputs, encoding.layout
     view = _to_image(inputs["pixel_values"][0], processor)
     # (1, rows * columns, dim) -> (rows, columns, dim)
-    features = outputs.last_hidden_state[0].unflatten(0, (rows, columns))
+    features = outputs.last_hidden_state[0].unflatten(0, layout.view_index.shape)
+    padding = layout.is_padding[layout.view_index]
     if outputs.local_last_hidden_state is None:
-        return draw_encoding(view, features)
+        return draw_encoding(view, features, height=PICTURE_HEIGHT, view_padding=padding)
     # (tiles, 3, tile_size, tile_size) -> (3, mosaic_height, mosaic_width)
     mosaic = stitch_tiles(inputs["pixel_values_local"].permute(0, 2, 3, 1), encoding.tile_grid).permute(2, 0, 1)
-    side = round(outputs.local_last_hidden_state.shape[1] ** 0.5)
     # (tiles, side * side, dim) -> (mosaic_rows, mosaic_columns, dim)
-    local = stitch_tiles(outputs.local_last_hidden_state.unflatten(1, (side, side)), encoding.tile_grid)
-    return draw_encoding(view, features, _to_image(mosaic, processor), local, encoding.tile_grid)
+    local = outputs.local_last_hidden_state.unflatten(1, layout.tile_index.shape[1:])
+    drawn = _to_image(mosaic, processor), stitch_tiles(local, encoding.tile_grid), encoding.tile_grid
+    return draw_encoding(view, features, *drawn, height=PICTURE_HEIGHT, view_padding=padding)
+
+
+def _draw(encoding: _Encoding, processor: Any) -> "Image.Image":
+    """Draw the views of an image, their features, and how similar the tokens are to one of them."""
+    from PIL import Image
+
+    from ..processing.placement import contain_page
+    from ..processing.visualization import draw_similarity, find_salient_token, join_panels
+
+    tokens, layout, page = encoding.outputs.vision_tokens[0], encoding.layout, encoding.page
+    index = find_salient_token(tokens, layout) if encoding.chosen is None else encoding.chosen
+    views = _draw_views(encoding, processor)
+    if index is None:  # The page is so thin that no token shows it.
+        return views
+    place = contain_page((page.height, page.width), (PICTURE_HEIGHT, 2 * PICTURE_HEIGHT))
+    page = page.resize((max(1, place.width), max(1, place.height)), Image.Resampling.LANCZOS)
+    return join_panels([views, draw_similarity(page, tokens, index, layout)])
 
 
 @dataclass(frozen=True)
@@ -199,6 +244,15 @@ class EncodeOptions:
             help="Draw what the encoder sees to FILE.png (FILE-0.png, FILE-1.png, ... for several images).",
         ),
     ] = None
+    similar_to: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="X Y",
+            help="A point of the page in pixels, from its left and its top: the picture compares the token there with "
+            "all others. Default: the token that is least similar to the page's mean.",
+            show_default=False,
+        ),
+    ] = None
     revision: RevisionOption = None
     full_download: FullDownloadOption = False
     trust_remote_code: TrustOption = False
@@ -210,7 +264,11 @@ def encode(options: EncodeOptions) -> None:
 
     Prints a table. FILE.safetensors holds, for the image at position I, `I.pooled`, `I.tokens` (the fused tokens of
     the global view, then those of each tile) and `I.vision_tokens`, and in its metadata under `I` the name, size and
-    grids of the image as JSON.
+    grids of the image as JSON. `I.boxes` holds left, top, right and bottom of each vision token in pixels of the image
+    (NaN for newlines and the separator), and `I.is_padding` whether no pixel of the image is in it.
+
+    FILE.png shows the views with their token grids, the features of each token as colours, and a heat map of the
+    tokens that are similar to one of them.
     """
     console = make_console()
     pictures = _name_pictures(options)
@@ -252,6 +310,8 @@ def _name_pictures(options: EncodeOptions) -> list[Path]:
 
 
 def _check_targets(options: EncodeOptions, pictures: list[Path]) -> None:
+    if options.similar_to is not None and not pictures:
+        raise UserError("--similar-to is about the picture: add --picture FILE.png.")
     inputs: list[str | Path] = [*options.images, *files_of_model(options.model)]
     check_target(options.output, "--output", (".safetensors",), inputs)
     for path in pictures:
@@ -262,7 +322,8 @@ def _load_encoder(options: EncodeOptions) -> _Encoder:
     device = pick_device(options.device)
     source = name_source(options.model, options.trust_remote_code, options.revision, options.full_download)
     model, processor = load_model(source, options.dtype, device), load_processor(source)
-    return _Encoder(model, processor, None if options.mode is None else options.mode.value)
+    mode = None if options.mode is None else options.mode.value
+    return _Encoder(model, processor, mode, options.similar_to)
 
 
 def _encode_all(encoder: _Encoder, images: list[str]) -> Iterator[tuple[int, _Encoding | None]]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -36,7 +37,12 @@ def test_encode_writes_features_and_picture(example_page: Path, tmp_path: Path) 
         "0.vision_tokens": (903, 48),
         "0.tokens": (256 + 6 * 100, 64),
         "0.pooled": (32,),
+        "0.boxes": (903, 4),
+        "0.is_padding": (903,),
     }
+    boxes, padding = tensors["0.boxes"], tensors["0.is_padding"]
+    assert boxes[0].tolist() == pytest.approx([0, 0, 62, 1754 / 30]) and boxes[20].isnan().all()
+    assert padding.dtype == torch.bool and int(padding.sum()) == 64
     with Image.open(picture) as drawn:
         assert drawn.height == 768 and drawn.width > 2 * 768
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
@@ -72,6 +78,28 @@ def test_encode_equals_the_model(cli: Any, mode: str, example_page: Path, tmp_pa
                 tokens = torch.cat([tokens, expected.local_last_hidden_state.flatten(0, 1)])
             torch.testing.assert_close(file.get_tensor(f"{index}.tokens"), tokens)
             assert json.loads(file.metadata()[str(index)])["mode"] == mode
+
+
+def test_the_picture_shows_what_is_similar_to_a_point(cli: Any, example_page: Path, tmp_path: Path) -> None:
+    """The last panel is the page, 543 x 768 pixels, with the token at the point outlined."""
+    page, picture = (example_page, "--mode", "tiny"), tmp_path / "picture.png"
+    code, _, err = cli("encode", *page, "--picture", picture, "--similar-to", 1000, 1700)
+    assert code == 0, err
+    with Image.open(picture) as drawn:
+        panel = np.asarray(drawn.convert("RGB"))[:, -543:]
+    red = (panel == (214, 39, 40)).all(axis=-1)
+    ys, xs = np.nonzero(red)
+    assert 0 < red.sum() < 1000 and xs.min() == pytest.approx(543 * 6 / 8, abs=2) and ys.max() == 767
+    code, _, err = cli("encode", *page, "--picture", picture, "--similar-to", 1240, 5)
+    assert code == 2 and "images[0]" in err and "--similar-to" in err and "1240 x 1754" in err
+    code, _, err = cli("encode", *page, "--similar-to", 5, 5)
+    assert code == 2 and "--picture" in err
+
+
+def test_a_page_that_vanishes_is_drawn(cli: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 5000)).save(tmp_path / "thin.png")
+    code, _, err = cli("encode", tmp_path / "thin.png", "--mode", "base", "--picture", tmp_path / "picture.png")
+    assert code == 0, err
 
 
 def test_a_bad_image_is_one_line_and_the_others_are_encoded(cli: Any, example_page: Path, tmp_path: Path) -> None:

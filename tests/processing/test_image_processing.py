@@ -185,6 +185,14 @@ def test_modes_are_named_sets_of_fields() -> None:
     assert processor.mode == "gundam"  # The fields of a call do not change the processor's own.
 
 
+def test_help_and_repr_say_what_a_processor_does() -> None:
+    text = " ".join((DeepEncoderImageProcessor.__call__.__doc__ or "").split())
+    assert all(f'`"{mode}"`' in text for mode in MODES)
+    assert "`(batch, 3, height, width)`" in text and "Example:" in text and "patches_grid" in text
+    assert repr(DeepEncoderImageProcessor(mode="gundam")).startswith("DeepEncoderImageProcessor(mode='gundam') {")
+    assert repr(DeepEncoderImageProcessor(size=64)).startswith("DeepEncoderImageProcessor(mode=None) {")
+
+
 def test_saved_and_reloaded(tmp_path: Path) -> None:
     import deepencoder  # noqa: F401  # registers the processor
 
