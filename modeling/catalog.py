@@ -62,6 +62,8 @@ MODELS: dict[str, ModelKind] = {
                 "are still to be stitched",
                 "vision_tokens": "(batch, length, projection_dim): tokens of a page without tiles, with newlines and "
                 "separator",
+                "image_newline": "(projection_dim,): the token after each row of the mosaic of tiles and of the view",
+                "view_separator": "(projection_dim,): the last token of a page",
             },
         ),
         ModelKind(

@@ -27,11 +27,14 @@ def _to_grids(tokens: np.ndarray, name: str) -> np.ndarray:
 
 def _read_grids(patches_grid: Any, num_views: int, num_tiles: int) -> list[tuple[int, int]]:
     """Return the columns and rows of each page's tiles, checked."""
-    cells = np.asarray(patches_grid)
+    try:
+        cells = np.asarray(patches_grid)
+    except ValueError:  # Its rows differ in length.
+        cells = np.empty(0)
     if cells.shape != (num_views, 2) or cells.dtype.kind not in "iu" or cells.min(initial=1) < 1:
         raise ValueError(
             f"patches_grid must hold {num_views} pairs of positive integers (columns, rows), one for each page, got "
-            f"{shorten(cells.tolist())}."
+            f"{shorten(patches_grid)}."
         )
     grids = [(columns, rows) for columns, rows in cells.tolist()]
     wanted = sum(columns * rows for columns, rows in grids if (columns, rows) != (1, 1))

@@ -1,12 +1,19 @@
-"""`deepencoder export`; `tests/conversion/test_export.py` looks at the graphs themselves."""
+"""`deepencoder export`; `tests/conversion/export/` looks at the graphs themselves."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
-from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, SamEncoder, SamEncoderConfig
+from deepencoder import (
+    ClipVisionEncoder,
+    ClipVisionEncoderConfig,
+    DeepEncoderImageProcessor,
+    SamEncoder,
+    SamEncoderConfig,
+)
 
 from ..conversion.samples import build, layout_of, state_dict_there
 
@@ -37,6 +44,29 @@ def test_a_mode_sets_the_size(cli: Any, tmp_path: Path) -> None:
     SamEncoder(SamEncoderConfig.tiny()).save_pretrained(tmp_path / "sam")
     code, out, err = cli("export", tmp_path / "sam", tmp_path / "c.pt2", "--mode", "tiny", "--format", "torch")
     assert code == 0 and "512 x 512" in out, err
+
+
+def test_a_folder_for_transformers_js(cli: Any, clip: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    code, out, err = cli("export", clip, tmp_path / "js", "--layout", "transformers.js")
+    assert code == 0 and "64 x 64 pixels, any batch; differs by at most" in out, err
+    assert (tmp_path / "js" / "onnx" / "model.onnx").is_file()
+    fields = json.loads((tmp_path / "js" / "preprocessor_config.json").read_text())
+    assert fields["pad_size"] == {"height": 64, "width": 64}
+    SamEncoder(SamEncoderConfig.tiny(num_hidden_layers=1)).save_pretrained(tmp_path / "sam")
+    DeepEncoderImageProcessor(mode="large").save_pretrained(tmp_path / "sam")
+    code, _, err = cli("export", tmp_path / "sam", tmp_path / "b", "--layout", "transformers.js", "--mode", "tiny")
+    assert code == 0, err
+    fields = json.loads((tmp_path / "b" / "preprocessor_config.json").read_text())
+    assert fields["size"] == {"height": 512, "width": 512} and not fields["do_pad"]  # those of the mode
+    for arguments, words in (
+        ((clip, tmp_path / "js"), "exists already"),
+        ((clip, tmp_path / "c", "--format", "torch"), "--format must be onnx"),
+        ((clip, tmp_path / "c", "--mode", "base"), "--size"),
+    ):
+        code, _, err = cli("export", *arguments, "--layout", "transformers.js")
+        assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
+    assert not (tmp_path / "c").exists()
 
 
 def test_mistakes_are_one_line(cli: Any, clip: Path, tmp_path: Path) -> None:
