@@ -17,6 +17,7 @@ from ..conversion.report import REPORT_NAME, last_part
 from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
 from ..processing.modes import MODES
+from .model_facts import MEASURED_ON, describe_stored, describe_weights, measurements_of
 
 __all__ = ["CARD_MARK", "make_model_card", "read_report"]
 
@@ -28,6 +29,7 @@ TAGS = ("deepencoder", "ocr", "vision", "document")
 CLIP_NAMES = {(768, 12): "CLIP-B", (1024, 24): "CLIP-L", (1280, 32): "CLIP-H"}
 SAM_NAMES = {(768, 12): "SAM ViT-B", (1024, 24): "SAM ViT-L", (1280, 32): "SAM ViT-H"}
 A4_AT_150_DPI = {"height": 1754, "width": 1240}
+TOKENS_GUIDE = "https://github.com/deepencoder/deepencoder/blob/main/docs/tokens.md"
 
 CITATIONS = {
     "deepseek-ocr": """\
@@ -121,8 +123,13 @@ def _describe_clip(config: Any) -> Iterator[str]:
     yield tower + (f", patches of {config.patch_size} pixels" if config.use_patch_embedding else "")
 
 
-def _architecture(config: Any, num_parameters: int) -> str:
-    lines = [f"{num_parameters:,} parameters. Model type `{config.model_type}`.", ""]
+def _architecture(folder: Path, config: Any, num_parameters: int) -> str:
+    stored = describe_stored(sorted(folder.glob("model*.safetensors")))
+    lines = [
+        f"{num_parameters:,} parameters. Model type `{config.model_type}`.",
+        f"The weights take {describe_weights(num_parameters)}" + (f"; here they are {stored}." if stored else "."),
+        "",
+    ]
     if config.model_type == "deepencoder":
         lines += [*_describe_sam(config.sam_config), *_describe_clip(config.clip_config)]
         projector = "none" if config.projector_type == "identity" else config.projector_type
@@ -172,6 +179,23 @@ def _modes_table(processor: DeepEncoderImageProcessor) -> str:
     return "\n".join(rows)
 
 
+def _costs_table(config: Any, num_parameters: int) -> str:
+    """Return what a page costs in each mode, or nothing if it was not measured for a model of this size."""
+    measured = measurements_of(config, num_parameters)
+    if not measured:
+        return ""
+    dtypes = list(next(iter(measured.values())))
+    rows = ["| mode | " + " | ".join(dtypes) + " |", "|---" * (1 + len(dtypes)) + "|"]
+    for mode, found in measured.items():
+        cells = [f"{found[dtype].seconds:.2f} s, {found[dtype].gigabytes:.2f} GB" for dtype in dtypes]
+        rows.append(f"| `{mode}` | " + " | ".join(cells) + " |")
+    text = (
+        f"Time for one page on {MEASURED_ON}, and the memory it takes in addition to the weights. For `gundam`, the "
+        "page has six tiles. Other processors differ; on one without AMX, bfloat16 may be slower than float32."
+    )
+    return "\n\n".join(("## Costs", text, "\n".join(rows)))
+
+
 def _vision_tokens(config: Any, processor: DeepEncoderImageProcessor) -> str:
     layout = (
         f"`outputs.vision_tokens` holds one tensor `(tokens, {config.projection_dim})` per image: the tiles' rows, "
@@ -179,7 +203,11 @@ def _vision_tokens(config: Any, processor: DeepEncoderImageProcessor) -> str:
         "a row runs across all tiles that lie side by side. `processor.get_number_of_image_tokens(height, width, "
         "mode=...)` counts the tokens of a page."
     )
-    choice = 'Choose a mode with `processor(page, mode="gundam", return_tensors="pt")`.'
+    choice = (
+        'Choose a mode with `processor(page, mode="gundam", return_tensors="pt")`. '
+        "`processor.get_token_layout(height, width)` says which part of the page each token is; see "
+        f"[where a token lies]({TOKENS_GUIDE})."
+    )
     return "\n\n".join(("## Vision tokens", layout, _modes_table(processor), choice))
 
 
@@ -277,7 +305,7 @@ def make_model_card(
     sections = [
         f"# {repo_id.rpartition('/')[2] if repo_id else MODELS[config.model_type].name}",
         _summary(config),
-        _architecture(config, num_parameters),
+        _architecture(folder, config, num_parameters),
     ]
     if picture is not None:
         sections.append(
@@ -287,6 +315,7 @@ def make_model_card(
     sections.append(_usage(config, repo_id))
     if config.model_type == "deepencoder":
         sections.append(_vision_tokens(config, image_processor or DeepEncoderImageProcessor()))
+        sections.append(_costs_table(config, num_parameters))
     sections.append(_limits(config, report))
     if report:
         sections.append(_conversion(report))

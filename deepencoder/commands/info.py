@@ -1,5 +1,7 @@
-"""`deepencoder info`: what a model is, without its weights."""
+"""`deepencoder info`: what a model is and what it costs, without loading its weights."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,25 +31,32 @@ def info(
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Show the parts and parameters of a model, and the number of vision tokens in each mode.
+    """Show the parts and the size of a model, and for each mode the number of vision tokens and what a page costs.
 
-    Reads the configuration and not the weights. For a checkpoint of other code, shows the model that `convert` would
-    make of it.
+    Costs are shown for models of a size that was measured. Reads the configuration and, of the weights, only headers.
+    For a checkpoint of other code, shows the model that `convert` would make of it.
     """
     import torch
     from transformers import AutoModel
 
     from .. import DeepEncoderConfig
+    from ..sharing.model_facts import MEASURED_ON, measurements_of
 
     console = make_console()
     source = None if model is None else Source(model, trust_remote_code, revision)
     config = _read_config(source, console)
     with reported_as(f"{model!r} is not a model that can be built", Exception), torch.device("meta"):
         built = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    console.print(f"{model or 'demo model'}: {type(built).__name__}, {built.num_parameters():,} parameters")
+    count = built.num_parameters()
+    console.print(f"{model or 'demo model'}: {type(built).__name__}, {count:,} parameters")
+    console.print(_describe_size(source, config, count), soft_wrap=True)
     console.print(_list_parts(built))
     if config.model_type == DeepEncoderConfig.model_type:
-        console.print(_list_modes(load_processor(source)))
+        measured = measurements_of(config, count)
+        console.print(_list_modes(load_processor(source), measured))
+        if measured:
+            console.print(f"Costs of a page on {MEASURED_ON}, in addition to the weights; gundam with 6 tiles.")
+        console.print("Where each token lies on the page: processor.get_token_layout(height, width), docs/tokens.md.")
 
 
 def _read_config(source: Source | None, console: Console) -> Any:
@@ -67,6 +76,20 @@ def _read_config(source: Source | None, console: Console) -> Any:
     return plan.config
 
 
+def _describe_size(source: Source | None, config: Any, num_parameters: int) -> str:
+    """Return the size of the weights in each dtype, and how those of a folder are stored."""
+    from ..sharing.model_facts import describe_stored, describe_weights
+
+    text = f"weights: {describe_weights(num_parameters)}"
+    stored = None
+    if source is not None and os.path.isdir(source.model) and not source.is_original:
+        stored = describe_stored(sorted(Path(source.model).glob("model*.safetensors")))
+    if stored is not None:
+        return f"{text}; stored: {stored}"
+    dtype = str(config.dtype or "").removeprefix("torch.")
+    return f"{text}; stored in {dtype}" if dtype else text
+
+
 def _list_parts(model: Any) -> Table:
     table = Table("part", "kind", "parameters", box=None, pad_edge=False)
     for name, part in model.named_children():
@@ -76,8 +99,10 @@ def _list_parts(model: Any) -> Table:
     return table
 
 
-def _list_modes(processor: Any) -> Table:
-    table = Table("mode", "view", "tiles", "vision tokens", box=None, pad_edge=False)
+def _list_modes(processor: Any, measured: dict[str, Any]) -> Table:
+    """Return the modes with their tokens, and with what a page costs in each dtype where that was measured."""
+    dtypes = list(next(iter(measured.values()))) if measured else []
+    table = Table("mode", "view", "tiles", "vision tokens", *dtypes, box=None, pad_edge=False)
     for name, fields in MODES.items():
         side = fields["size"]["height"]
         shape = "padded" if fields["do_pad"] else "squashed"
@@ -86,5 +111,7 @@ def _list_modes(processor: Any) -> Table:
             tiles = f"{processor.min_patches} to {processor.max_patches} of {fields['tile_size']}"
             page = processor.get_number_of_image_tokens(**A4_AT_150_DPI, mode=name)
             tokens = f"{page} for an A4 page at 150 dpi"
-        table.add_row(name, f"{side} x {side}, {shape}", tiles, tokens)
+        costs = [measured[name][dtype] for dtype in dtypes]
+        cells = [f"{cost.seconds:.2f} s, {cost.gigabytes:.2f} GB" for cost in costs]
+        table.add_row(name, f"{side} x {side}, {shape}", tiles, tokens, *cells)
     return table

@@ -5,7 +5,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from deepencoder import DeepEncoderConfig, SamEncoderConfig
+from deepencoder import DeepEncoder, DeepEncoderConfig, SamEncoderConfig
 
 from ..conversion.samples import build, layout_of, state_dict_there
 
@@ -21,6 +21,20 @@ def test_info(cli: Any, tmp_path: Path) -> None:
     SamEncoderConfig().save_pretrained(tmp_path / "sam")
     code, out, _ = cli("info", tmp_path / "sam")
     assert code == 0 and "SamEncoder" in out and "gundam" not in out
+
+
+def test_what_a_user_decides_by(cli: Any, tmp_path: Path) -> None:
+    """The size of the weights, and costs for the size that was measured."""
+    _, out, _ = cli("info")
+    assert "377 kB in float32" in out and "Intel" not in out
+    DeepEncoderConfig(dtype="bfloat16").save_pretrained(tmp_path / "published")
+    _, out, _ = cli("info", tmp_path / "published")
+    assert "weights: 1.6 GB in float32, 802 MB in bfloat16 or float16; stored in bfloat16" in out
+    (base,) = (line for line in out.splitlines() if line.startswith("base"))
+    assert "3.99 s, 0.18 GB" in base and "two cores of an Intel Xeon with AMX" in out and "docs/tokens.md" in out
+    DeepEncoder(DeepEncoderConfig.tiny()).half().save_pretrained(tmp_path / "tiny")
+    _, out, _ = cli("info", tmp_path / "tiny")
+    assert "; stored: " in out and "kB in float16" in out.partition("stored: ")[2].splitlines()[0]
 
 
 def test_a_folder_without_a_model_is_one_line(cli: Any, tmp_path: Path) -> None:

@@ -149,6 +149,27 @@ def test_the_layout_of_vision_tokens(tmp_path: Path) -> None:
     assert "Vision tokens" not in make_card(tmp_path, "sam with compressor").text
 
 
+def test_costs_are_stated_for_the_size_that_was_measured(tmp_path: Path) -> None:
+    card = make_model_card(tmp_path, CONFIGS["published"], 400_770_048)
+    assert "one page on two cores of an Intel Xeon with AMX" in card.text
+    assert "| `base` | 3.99 s, 0.18 GB | 1.29 s, 0.14 GB |" in card.text
+    assert "The weights take 1.6 GB in float32, 802 MB in bfloat16 or float16." in card.text
+    for kind in ("deepencoder", "sam"):
+        assert "Costs" not in make_card(tmp_path, kind).text
+
+
+def test_the_weights_in_the_folder_are_described(converted: Path) -> None:
+    complete_folder(converted)
+    size = (converted / "model.safetensors").stat().st_size
+    (line,) = (line for line in (converted / "README.md").read_text().splitlines() if "here they are" in line)
+    assert f"{size / 1000:.3g} kB in float32" in line
+
+
+def test_where_a_token_lies_is_linked(tmp_path: Path) -> None:
+    text = make_card(tmp_path).text
+    assert "get_token_layout(height, width)" in text and "blob/main/docs/tokens.md)" in text
+
+
 @pytest.mark.parametrize(
     ("kind", "cited"),
     [

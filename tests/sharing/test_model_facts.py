@@ -1,0 +1,62 @@
+"""Sizes are computed or read from headers; measurements are those of the benchmark, for the size that was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deepencoder import DeepEncoder, DeepEncoderConfig, SamEncoderConfig
+from deepencoder.processing.modes import MODES
+from deepencoder.sharing.model_facts import (
+    MEASUREMENTS,
+    Measurement,
+    describe_stored,
+    describe_weights,
+    measurements_of,
+)
+
+from ..conftest import ROOT
+
+RESULTS = {
+    "float32": ROOT / "benchmarks" / "results" / "speed_cpu.json",
+    "bfloat16": ROOT / "benchmarks" / "results" / "speed_cpu_bfloat16.json",
+}
+
+
+@pytest.mark.parametrize("row", MEASUREMENTS, ids=lambda row: f"{row.mode}-{row.dtype}")
+def test_measurements_are_those_of_the_benchmark(row: Measurement) -> None:
+    results = json.loads(RESULTS[row.dtype].read_text())
+    assert "Intel" in results["environment"]["device"] and results["environment"]["threads"] == 2
+    (found,) = (result["ours"] for result in results["rows"] if result["name"] == row.pages)
+    assert row.seconds == round(found["median_s"], 2)
+    assert row.gigabytes == round(found["peak_bytes"] / 1e9, 2)
+    assert row.pages.split(",")[0] == str(MODES[row.mode]["size"]["height"])
+
+
+def test_only_the_published_size_has_measurements() -> None:
+    with torch.device("meta"):
+        count = DeepEncoder(DeepEncoderConfig()).num_parameters()
+    measured = measurements_of(DeepEncoderConfig(), count)
+    assert set(measured) == set(MODES) and all(set(row) == {"float32", "bfloat16"} for row in measured.values())
+    assert measurements_of(DeepEncoderConfig.tiny(), 94_320) == {}
+    assert measurements_of(SamEncoderConfig(), count) == {}
+
+
+def test_sizes() -> None:
+    assert describe_weights(400_770_048) == "1.6 GB in float32, 802 MB in bfloat16 or float16"
+    assert describe_weights(94_320) == "377 kB in float32, 189 kB in bfloat16 or float16"
+
+
+def test_stored_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1000, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    save_file({"b": torch.zeros(1000)}, tmp_path / "b.safetensors")
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert describe_stored([tmp_path / "a.safetensors"]) == f"{size / 1000:.3g} kB in bfloat16"
+    both = describe_stored([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    assert both is not None and both.endswith("in bfloat16 and float32")
+    (tmp_path / "c.safetensors").write_bytes(b"no header")
+    assert describe_stored([tmp_path / "c.safetensors"]) is None
+    assert describe_stored([tmp_path / "gone.safetensors"]) is None
+    assert describe_stored([]) is None
