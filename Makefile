@@ -11,6 +11,7 @@ PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 # a large download; TORCH=2.6.0 installs that version instead. The oldest numpy has wheels for Python 3.10 and 3.11.
 TORCH :=
 LOWEST := .cache/lowest
+JAVASCRIPT := .cache/javascript
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("platlib"))
 # The smoke test: imports, registration, configurations, models, image processor, sources and the command line.
 SMOKE := tests/deepencoder/test_import.py tests/deepencoder/test_cli.py tests/configuration tests/modeling \
@@ -24,13 +25,14 @@ SEED := 0
 CASES := 10000
 SECONDS := 900
 
-.PHONY: help demo test conformance fuzz lowest lint format types pages clean
+.PHONY: help demo test conformance fuzz javascript lowest lint format types pages clean
 
 help:
 	@echo "make demo         install into $(VENV) and turn an example page into vision tokens"
 	@echo "make test         run the tests"
 	@echo "make conformance  run transformers' own common model tests on our models"
 	@echo "make fuzz         give 10,000 damaged inputs to everything that reads some; SEED=1 chooses others"
+	@echo "make javascript   run exported models in Node, with transformers.js from npm"
 	@echo "make lowest       run a smoke test with the lowest supported versions"
 	@echo "make lint types   check style and types"
 	@echo "make format       format the code"
@@ -59,6 +61,16 @@ conformance: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --cases $(CASES) --seconds $(SECONDS)
+
+# Node 20 or newer. The lock file pins every package; scripts of packages, which would download more, do not run.
+$(JAVASCRIPT)/.installed: tests/javascript/package.json tests/javascript/package-lock.json
+	mkdir -p $(JAVASCRIPT)
+	cp $^ $(JAVASCRIPT)
+	npm ci --prefix $(JAVASCRIPT) --ignore-scripts --no-audit --no-fund
+	touch $@
+
+javascript: $(INSTALLED) $(JAVASCRIPT)/.installed
+	$(BIN)/python -m pytest -q tests/conversion/export/test_transformers_js.py
 
 lowest: $(INSTALLED)
 	$(PYTHON) -m venv --clear $(LOWEST)
