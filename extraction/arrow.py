@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..processing.token_pooling import VectorOptions
 from .outputs import DTYPES, OUTPUTS, check_outputs
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ __all__ = ["feature_fields", "list_sizes", "page_schema", "to_arrow", "to_table"
 
 
 def feature_fields(
-    config: Any, image_processor: Any, outputs: Sequence[str], dtype: str, mode: str | None = None
+    config: Any,
+    image_processor: Any,
+    outputs: Sequence[str],
+    dtype: str,
+    mode: str | None = None,
+    vectors: VectorOptions | None = None,
 ) -> "list[pyarrow.Field]":
     """Declare the columns of features.
 
@@ -33,6 +39,7 @@ def feature_fields(
         outputs: names of the [`OUTPUTS`] to declare.
         dtype (`str`): one of [`DTYPES`].
         mode (`str`, *optional*): a mode that overrides the processor's own fields.
+        vectors ([`VectorOptions`], *optional*): pool and width of `multi_vector`.
 
     Returns:
         `list[pyarrow.Field]`, one for each output, in their order.
@@ -43,12 +50,13 @@ def feature_fields(
     import pyarrow
 
     check_outputs(outputs, dtype)
+    vectors = vectors or VectorOptions()
     fields, stride = image_processor._fields(mode, {}), config.sam_config.total_stride
     columns = []
     for kind in map(OUTPUTS.__getitem__, outputs):
-        column = pyarrow.list_(getattr(pyarrow, DTYPES[dtype])(), kind.width(config))
+        column = pyarrow.list_(getattr(pyarrow, DTYPES[dtype])(), kind.width(config, vectors))
         if kind.count is not None:
-            count = kind.count(fields, stride)
+            count = kind.count(fields, stride, vectors)
             column = pyarrow.list_(column, -1 if count is None else count)  # -1 declares a list of any length.
         columns.append(pyarrow.field(kind.name, column))
     return columns

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from ..processing.token_pooling import VectorOptions
 from .arrow import feature_fields, page_schema
 from .batching import BatchBudget, cut_batches
 from .failure_streaks import FailureStreaks
 from .limits import GIVE_UP_AFTER, PAGE_MEMORY, PAGE_TIMEOUT
-from .outputs import DTYPES, OUTPUTS, check_outputs, take_outputs
+from .outputs import DTYPES, OUTPUTS, VectorInputs, check_outputs, take_outputs
 from .pages import Page, PageError
 from .preparation import PageLoader, PreparedImage, not_prepared
 from .settings import MAX_LOST_PAGES, ModelError
@@ -108,6 +109,7 @@ class PageEncoder:
         mode (`str`, *optional*): a mode that overrides the processor's own fields.
         outputs: names of the [`OUTPUTS`] to give.
         dtype (`str`, defaults to `"float16"`): one of [`DTYPES`], in which features are kept.
+        vectors ([`VectorOptions`], *optional*): pool and width of `multi_vector`.
 
     Raises:
         `ValueError`: an unknown output or dtype.
@@ -122,12 +124,16 @@ class PageEncoder:
         mode: str | None = None,
         outputs: Sequence[str] = tuple(OUTPUTS),
         dtype: str = "float16",
+        vectors: VectorOptions | None = None,
     ) -> None:
         check_outputs(outputs, dtype)
         self.model, self.image_processor = model.eval(), image_processor
         self.device = next(model.parameters()).device
         self.budget = BatchBudget("auto", self.device) if budget is None else budget
         self.mode, self.outputs, self.dtype = mode, tuple(outputs), dtype
+        self.vectors = vectors or VectorOptions()
+        projection = self.vectors.make_projection(model.config.hidden_size) if "multi_vector" in outputs else None
+        self._projection = None if projection is None else torch.from_numpy(projection).to(self.device)
         self._lost_in_a_row = 0
 
     @classmethod
@@ -137,15 +143,20 @@ class PageEncoder:
         """Make the encoder of an extraction with these settings."""
         budget = BatchBudget(batch_size, next(model.parameters()).device)
         return cls(
-            model, image_processor, budget, mode=settings.named_mode, outputs=settings.outputs, dtype=settings.dtype
+            model,
+            image_processor,
+            budget,
+            mode=settings.named_mode,
+            outputs=settings.outputs,
+            dtype=settings.dtype,
+            vectors=settings.vectors,
         )
 
     @property
     def schema(self) -> "pyarrow.Schema":
         """The columns of pages with these features."""
-        return page_schema(
-            feature_fields(self.model.config, self.image_processor, self.outputs, self.dtype, self.mode)
-        )
+        config, processor = self.model.config, self.image_processor
+        return page_schema(feature_fields(config, processor, self.outputs, self.dtype, self.mode, self.vectors))
 
     def encode_images(self, images: Sequence[PreparedImage]) -> list[Result]:
         """Encode prepared images in one batch, or in parts of it if memory does not suffice.
@@ -239,13 +250,14 @@ class PageEncoder:
         view_pixels = self._to_pixel_values(np.stack([image.view for image in images]))
         tiles = [image.tiles for image in images if image.tiles is not None]
         tile_pixels = self._to_pixel_values(np.concatenate(tiles)) if tiles else None
+        vector_inputs = self._make_vector_inputs(images) if "multi_vector" in self.outputs else None
         with torch.inference_mode():
             encoded = self.model(
                 pixel_values=view_pixels,
                 pixel_values_local=tile_pixels,
                 patches_grid=[image.grid for image in images],
             )
-            taken = take_outputs(encoded, [image.num_tiles for image in images], self.outputs)
+            taken = take_outputs(encoded, [image.num_tiles for image in images], self.outputs, vector_inputs)
             sent = [{name: _send_home(tensor, self.dtype) for name, tensor in row.items()} for row in taken]
             devices = {tensor.device for row in taken for tensor in row.values() if tensor.is_cuda}
             # An event comes after this batch's copies and before the work of the next batch.
@@ -260,10 +272,23 @@ class PageEncoder:
 
     def _to_pixel_values(self, views: np.ndarray) -> torch.Tensor:
         """Normalise `(views, 3, H, W)` bytes on the model's device."""
-        pixels = torch.from_numpy(views)
+        return self.image_processor.normalize_pixels(self._send(torch.from_numpy(views)))
+
+    def _make_vector_inputs(self, images: Sequence[PreparedImage]) -> VectorInputs:
+        sam = self.model.config.sam_config
+        # The model decides how many pixels a token has, whatever the image processor was told.
+        cells = {"patch_size": sam.patch_size, "downsample_ratio": sam.total_stride // sam.patch_size}
+        sizes = [(image.height, image.width) for image in images]
+        shown = self.image_processor.get_token_mask(sizes, self.mode, **cells)
+        rows = -(-images[0].view.shape[1] // sam.total_stride)
+        # (batch, h * w) -> (batch, h, w)
+        return VectorInputs(self._send(shown.unflatten(1, (rows, -1))), self.vectors.pool, self._projection)
+
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begin to copy a tensor to the model's device."""
         if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # A copy from other memory would wait for all work on the device.
-        return self.image_processor.normalize_pixels(pixels.to(self.device, non_blocking=True))
+            tensor = tensor.pin_memory()  # A copy from other memory would wait for all work on the device.
+        return tensor.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

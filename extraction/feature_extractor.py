@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..processing.token_pooling import VectorOptions
 from .arrow import feature_fields
 from .batching import BatchBudget
 from .encoding import PageEncoder
@@ -68,6 +69,8 @@ class FeatureExtractor:
         on_error (`str`, defaults to `"raise"`): what an image that cannot be used does: `"raise"` raises, `"none"`
             gives a row of None, with the reason in a column `error`.
         revision (`str`, *optional*), trust_remote_code (`bool`): as for `from_pretrained`.
+        vector_pool (`int`, defaults to 2), vector_width (`int`, defaults to 128): for `multi_vector`, the side of a
+            cell in tokens and the length of a vector; see [`VectorOptions`].
 
     Raises:
         `ValueError`: an argument has none of the values above, or the model is not a [`DeepEncoder`]; when called, an
@@ -88,9 +91,12 @@ class FeatureExtractor:
     on_error: str = "raise"
     revision: str | None = None
     trust_remote_code: bool = False
+    vector_pool: int = VectorOptions.pool
+    vector_width: int = VectorOptions.width
 
     def __post_init__(self) -> None:
         check_outputs(self.outputs, self.dtype)
+        vectors = self._vectors = VectorOptions(self.vector_pool, self.vector_width)
         BatchBudget(self.batch_size, torch.device("cpu"))  # checks the batch size
         if self.on_error not in ("raise", "none"):
             raise ValueError(f"on_error must be 'raise' or 'none', got {self.on_error!r}.")
@@ -100,7 +106,7 @@ class FeatureExtractor:
         self.model, self.outputs = os.fspath(self.model), tuple(self.outputs)
         self._identified = IdentifiedModel.find(self.model, self.revision, self.trust_remote_code)
         config, image_processor = self._identified.load_config(), self._identified.load_image_processor()
-        self._fields = feature_fields(config, image_processor, self.outputs, self.dtype, self.mode)
+        self._fields = feature_fields(config, image_processor, self.outputs, self.dtype, self.mode, vectors)
         self._encoder: PageEncoder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,6 +183,7 @@ class FeatureExtractor:
                 mode=self.mode,
                 outputs=self.outputs,
                 dtype=self.dtype,
+                vectors=self._vectors,
             )
         return self._encoder
 

@@ -50,6 +50,8 @@ PLACES = "source_places"  # Key of the manifest: where the sources are, however 
 CARD = "README.md"
 LOCK = ".lock"
 LOCK_TIMEOUT = 0.1  # Seconds. With 0, WeakFileLock gives up before its first attempt.
+# What manifests of version 0.1, which had fewer settings, leave out.
+LATER_SETTINGS = {name: getattr(ExtractionSettings, name) for name in ("vector_pool", "vector_width")}
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def _find_places(sources: Sequence[str]) -> list[str]:
 
 def _describe_changes(manifest: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Say which settings, or places of sources, differ from those of earlier work."""
-    found, settings = manifest["settings"], wanted["settings"]
+    found, settings = LATER_SETTINGS | manifest["settings"], wanted["settings"]
     changed = [
         # A name that is none of ours may be anything.
         f"{name if name in settings else shorten(name)} was {found.get(name)!r} and is {settings.get(name)!r}"
@@ -226,6 +228,17 @@ def verify_output(output: Path) -> VerificationSummary:
     )
 
 
+def _describe_vectors(settings: ExtractionSettings) -> list[str]:
+    """Say how to make comparable vectors, if there are any."""
+    if "multi_vector" not in settings.outputs:
+        return []
+    return [
+        f"  A cell has {settings.vector_pool} x {settings.vector_pool} tokens. Tokens of more than "
+        f"{settings.vector_width} values are projected to as many, by",
+        "  the matrix that `deepencoder.processing.VectorOptions.make_projection` makes.",
+    ]
+
+
 def _make_card(settings: ExtractionSettings) -> str:
     lines = [
         "---",
@@ -243,6 +256,7 @@ def _make_card(settings: ExtractionSettings) -> str:
         FORMATS[settings.format],
         "",
         *(f"- `{name}`: {OUTPUTS[name].summary}." for name in settings.outputs),
+        *_describe_vectors(settings),
         "- `source` and `page` (from 0) name the page; `width` and `height` are its size in pixels, `grid` the",
         "  columns and rows of its tiles, `num_tokens` the number of its vision tokens.",
         "- `model`, `commit` and `mode` are the same in every row.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..processing.modes import MODES
+from ..processing.token_pooling import VectorOptions
 from .limits import GIVE_UP_AFTER, MAX_PAGES_PER_DOCUMENT, PAGE_MEMORY, PAGE_TIMEOUT
 from .outputs import check_outputs
 
@@ -61,9 +62,10 @@ class ExtractionSettings:
         dtype: one of [`DTYPES`], in which the features are kept.
         format: one of [`FORMATS`], in which the shards are written.
         model_dtype: dtype in which the model computes; `"auto"` is the dtype of the weights.
+        vector_pool, vector_width: pool and width of `multi_vector`; see [`VectorOptions`].
 
     Raises:
-        `ValueError`: an unknown output, dtype or format.
+        `ValueError`: an unknown output, dtype or format, or a number that is not positive.
     """
 
     sources: tuple[str, ...]
@@ -77,9 +79,12 @@ class ExtractionSettings:
     column: str | None = None
     format: str = "parquet"
     model_dtype: str = "auto"
+    vector_pool: int = VectorOptions.pool
+    vector_width: int = VectorOptions.width
 
     def __post_init__(self) -> None:
         check_outputs(self.outputs, self.dtype)
+        VectorOptions(self.vector_pool, self.vector_width)  # checks both
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {self.format!r}.")
 
@@ -87,6 +92,11 @@ class ExtractionSettings:
     def named_mode(self) -> str | None:
         """The mode to pass to the image processor, or None if its own fields are meant."""
         return self.mode if self.mode in MODES else None
+
+    @property
+    def vectors(self) -> VectorOptions:
+        """Pool and width of `multi_vector`."""
+        return VectorOptions(self.vector_pool, self.vector_width)
 
     @property
     def constants(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..extraction import settings
 from ..extraction.limits import GIVE_UP_AFTER, MAX_PAGES_PER_DOCUMENT, PAGE_MEMORY, PAGE_TIMEOUT
 from ..extraction.outputs import DTYPES, OUTPUTS
+from ..processing.token_pooling import VectorOptions
 from .dataclass_options import takes_options
 from .errors import UserError, one_line, reported_as
 from .models import Source, load_model, load_processor, name_source, pick_device
@@ -72,6 +73,12 @@ class ExtractOptions:
     model_dtype: Annotated[
         Dtype, typer.Option(help="Dtype in which the model computes; auto is the dtype of the checkpoint.")
     ] = Dtype.auto
+    vector_pool: Annotated[
+        int, typer.Option(min=1, help="Side of a cell of multi_vector, in tokens; each cell becomes one vector.")
+    ] = VectorOptions.pool
+    vector_width: Annotated[int, typer.Option(min=1, help="Length of the vectors of multi_vector.")] = (
+        VectorOptions.width
+    )
     device: DeviceOption = None
     batch_size: Annotated[
         str, typer.Option(help="Pages per batch; auto chooses by the number of pixels and the free memory.")
@@ -197,6 +204,8 @@ def _make_settings(options: ExtractOptions, processor: Any, commit: str) -> sett
             column=options.column,
             format=options.format.value,
             model_dtype=options.model_dtype.value,
+            vector_pool=options.vector_pool,
+            vector_width=options.vector_width,
         )
     except ValueError as error:
         raise UserError(f"--{one_line(error)}") from error

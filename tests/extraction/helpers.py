@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import torch
+from PIL import Image
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -48,7 +49,29 @@ def own_features(folder: Path, image: Any) -> dict[str, np.ndarray]:
     if found.local_last_hidden_state is not None:
         tokens.append(found.local_last_hidden_state.flatten(0, 1))
     expected = {"pooled": found.pooler_output[0], "tokens": torch.cat(tokens), "vision_tokens": found.vision_tokens[0]}
-    return {name: tensor.numpy() for name, tensor in expected.items()}
+    return {name: tensor.numpy() for name, tensor in expected.items()} | {
+        "multi_vector": own_vectors(found, image, processor)
+    }
+
+
+def own_vectors(found: Any, image: Any, processor: Any) -> np.ndarray:
+    """Return the vectors of cells of 2 x 2 tokens, from a white page on black padding that shows where the page is."""
+    size = image.size if isinstance(image, Image.Image) else Image.open(image).size
+    white = Image.new("RGB", size, "white")
+    view = processor(white, background_color=0, do_rescale=False, do_normalize=False)["pixel_values"][0]
+    rows, columns = view.shape[1] // 64, view.shape[2] // 64
+    shown = [
+        view[:, 64 * (cell // columns) :, 64 * (cell % columns) :][:, :64, :64].any() for cell in range(rows * columns)
+    ]
+    grids = [found.last_hidden_state[0].numpy() * np.reshape(shown, (-1, 1))]
+    grids += [] if found.local_last_hidden_state is None else list(found.local_last_hidden_state.numpy())
+    vectors = []
+    for grid in grids:
+        side = round(len(grid) ** 0.5)
+        square = grid.reshape(side, side, -1)
+        corners = [(top, left) for top in range(0, side, 2) for left in range(0, side, 2)]
+        vectors += [square[top : top + 2, left : left + 2].sum((0, 1)) for top, left in corners]
+    return np.stack([vector / max(np.linalg.norm(vector), 1e-12) for vector in vectors])
 
 
 def settings(*sources: Path, **fields: Any) -> ExtractionSettings:

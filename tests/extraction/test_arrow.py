@@ -31,8 +31,11 @@ def test_declared_types(fixed: Path, tiled: Path) -> None:
             "pooled": pyarrow.list_(half, 32),
             "tokens": pyarrow.list_(pyarrow.list_(half, 64), 4),
             "vision_tokens": pyarrow.list_(pyarrow.list_(half, 48), 7),
+            "multi_vector": pyarrow.list_(pyarrow.list_(half, 64), 1),
         }
     )
+    short = FeatureExtractor(fixed, outputs=("multi_vector",), mode="base", vector_pool=3, vector_width=8)
+    assert short.schema == pyarrow.schema({"multi_vector": pyarrow.list_(pyarrow.list_(half, 8), 36)})
     assert FeatureExtractor(tiled, outputs=("vision_tokens",), dtype="bfloat16").schema == pyarrow.schema(
         {"vision_tokens": pyarrow.list_(pyarrow.list_(single, 48))}
     )

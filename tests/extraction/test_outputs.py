@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deepencoder import DeepEncoderImageProcessor
-from deepencoder.extraction.outputs import DTYPES, OUTPUTS, check_outputs, take_outputs
+from deepencoder.extraction.outputs import DTYPES, MODEL_OUTPUTS, OUTPUTS, VectorInputs, check_outputs, take_outputs
+from deepencoder.processing.token_pooling import VectorOptions
 
 from .corpus import picture
 from .helpers import load_once, own_features
@@ -22,14 +23,18 @@ def test_outputs_of_a_batch_are_those_of_its_images(name: str, request: pytest.F
     model, processor = load_once(folder)
     images = [picture(number, size) for number, size in enumerate(SIZES)]
     inputs = processor(images, return_tensors="pt")
+    shown = processor.get_token_mask([image.size[::-1] for image in images]).unflatten(1, (2, 2))
     with torch.no_grad():
-        rows = take_outputs(model(**inputs), inputs["num_local_patches"], list(OUTPUTS))
+        rows = take_outputs(model(**inputs), inputs["num_local_patches"], list(OUTPUTS), VectorInputs(shown, 2, None))
     for row, image in zip(rows, images, strict=True):
         expected = own_features(folder, image)
         assert row.keys() == expected.keys() == OUTPUTS.keys()
         for output, tensor in row.items():
             np.testing.assert_allclose(tensor, expected[output], atol=2e-5)
     assert set(take_outputs(model(**inputs), inputs["num_local_patches"], ["pooled"])[0]) == {"pooled"}
+    assert set(take_outputs(model(**inputs), inputs["num_local_patches"])[0]) == set(MODEL_OUTPUTS)
+    with pytest.raises(ValueError, match="vector_inputs is required for 'multi_vector'"):
+        take_outputs(model(**inputs), inputs["num_local_patches"], ["multi_vector"])
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -37,22 +42,24 @@ def test_outputs_of_a_batch_are_those_of_its_images(name: str, request: pytest.F
 def test_declared_shapes_are_those_of_features(fixed: Path, name: str, fields: dict[str, Any]) -> None:
     model, _ = load_once(fixed)
     processor = DeepEncoderImageProcessor(**({"size": {"height": 128, "width": 128}, "tile_size": 64} | fields))
-    inputs = processor(picture(0, (150, 100)), return_tensors="pt")
+    inputs, options = processor(picture(0, (150, 100)), return_tensors="pt"), VectorOptions(pool=2, width=24)
+    shown = torch.ones(1, inputs["pixel_values"].shape[2] // 64, 2, dtype=torch.bool)
+    vector_inputs = VectorInputs(shown, options.pool, torch.from_numpy(options.make_projection(64)))
     with torch.no_grad():
-        (row,) = take_outputs(model(**inputs), inputs["num_local_patches"], [name])
+        (row,) = take_outputs(model(**inputs), inputs["num_local_patches"], [name], vector_inputs)
     kind = OUTPUTS[name]
-    assert kind.name == name and row[name].shape[-1] == kind.width(model.config)
+    assert kind.name == name and row[name].shape[-1] == kind.width(model.config, options)
     if kind.count is None:
         assert row[name].ndim == 1
         return
-    count = kind.count(processor._fields(None, {}), model.config.sam_config.total_stride)
+    count = kind.count(processor._fields(None, {}), model.config.sam_config.total_stride, options)
     assert count == (None if "crop_to_patches" in fields else len(row[name]))
 
 
 @pytest.mark.parametrize(
     ("outputs", "dtype", "words"),
     [
-        (("nothing",), "float16", "outputs must be some of 'pooled', 'tokens', 'vision_tokens', got"),
+        (("nothing",), "float16", "outputs must be some of 'pooled', 'tokens', 'vision_tokens', 'multi_vector', got"),
         ("pooled", "float16", "outputs must be some of"),
         ((), "float16", "outputs must be some of"),
         (("pooled", "pooled"), "float16", "outputs must be some of"),
