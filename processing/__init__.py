@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from .image_processing import DeepEncoderImageProcessor
     from .stitching import stitch_vision_tokens
     from .token_layout import TokenLayout
+    from .token_pooling import VectorOptions
     from .visualization import draw_similarity
 
-__all__ = ["DeepEncoderImageProcessor", "TokenLayout", "draw_similarity", "stitch_vision_tokens"]
+__all__ = ["DeepEncoderImageProcessor", "TokenLayout", "VectorOptions", "draw_similarity", "stitch_vision_tokens"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(
@@ -18,6 +19,7 @@ if not TYPE_CHECKING:
         {
             "DeepEncoderImageProcessor": ".image_processing",
             "TokenLayout": ".token_layout",
+            "VectorOptions": ".token_pooling",
             "draw_similarity": ".visualization",
             "stitch_vision_tokens": ".stitching",
         },
