@@ -46,7 +46,8 @@ def _view_axes(geometry: PageGeometry) -> tuple[_Axis, _Axis]:
     columns, rows = geometry.view_tokens
     spans = ((rows, place.top, place.height), (columns, place.left, place.width))
     return tuple(  # type: ignore[return-value]  # Two.
-        _make_axis(np.minimum(np.arange(cells + 1) * stride, side), start, length, page_side)
+        # A stride beyond the side, which may be of any size, is one cell.
+        _make_axis(np.minimum(np.arange(cells + 1) * min(stride, side), side), start, length, page_side)
         for (cells, start, length), side, page_side in zip(spans, geometry.view_size, geometry.page_size, strict=True)
     )
 
@@ -54,9 +55,10 @@ def _view_axes(geometry: PageGeometry) -> tuple[_Axis, _Axis]:
 def _mosaic_axes(geometry: PageGeometry) -> tuple[_Axis, _Axis]:
     """Return the rows and the columns of cells of the stitched tiles; the last cell of each tile may be smaller."""
     columns, rows = geometry.tile_grid
+    cells = np.arange(geometry.tile_tokens) * min(geometry.stride, geometry.tile_size)
     axes = []
     for tiles, page_side in zip((rows, columns), geometry.page_size, strict=True):
-        starts = np.arange(tiles)[:, None] * geometry.tile_size + np.arange(geometry.tile_tokens) * geometry.stride
+        starts = np.arange(tiles)[:, None] * geometry.tile_size + cells
         length = tiles * geometry.tile_size
         axes.append(_make_axis(np.append(starts, length), 0, length, page_side))
     return axes[0], axes[1]
@@ -195,7 +197,7 @@ def _spread_nearest(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, siz
     """Repeat values `(h, w)` over pixels `(height, width)`, given the first and last edge of rows and columns."""
     # The centre of pixel i is i + 0.5, so the first pixel that begins a cell is its edge - 0.5, rounded up.
     spans = [np.diff(np.ceil(side - 0.5).astype(int))[:, 0] for side in (columns, rows)]
-    return grid.repeat(spans[0], axis=1).repeat(spans[1], axis=0)  # type: ignore[no-any-return]
+    return grid.repeat(spans[0], axis=1).repeat(spans[1], axis=0)
 
 
 def _spread_smoothly(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -228,7 +230,7 @@ def find_view_padding(geometry: PageGeometry) -> np.ndarray:
     """
     _check_count(geometry)
     rows, columns = _view_axes(geometry)
-    return rows.is_padding[:, None] | columns.is_padding  # type: ignore[no-any-return]
+    return rows.is_padding[:, None] | columns.is_padding
 
 
 def _join(parts: Iterable[np.ndarray], end: Any) -> np.ndarray:

@@ -19,8 +19,14 @@ LARGEST_SIDE = 512
 @torch.no_grad()
 def draw_sample_page(model: Any) -> bytes:
     """Encode the sample page with a [`DeepEncoder`], and draw the page and its features as a PNG file."""
-    side = LARGEST_SIDE - LARGEST_SIDE % model.config.sam_config.total_stride
-    processor: Any = DeepEncoderImageProcessor(size={"height": side, "width": side}, do_pad=True)
+    sam = model.config.sam_config
+    side = LARGEST_SIDE - LARGEST_SIDE % sam.total_stride
+    processor: Any = DeepEncoderImageProcessor(
+        size={"height": side, "width": side},
+        do_pad=True,
+        patch_size=sam.patch_size,
+        downsample_ratio=sam.total_stride // sam.patch_size,
+    )
     inputs = processor(SAMPLE_PAGE, return_tensors="pt")
     # `eval` changes every part, and a user may train only one of the halves: restore each part's own flag.
     training = {part: part.training for part in model.modules()}
@@ -30,8 +36,10 @@ def draw_sample_page(model: Any) -> bytes:
     # (3, height, width) -> (height, width, 3)
     page = Image.fromarray(processor.denormalize_pixels(inputs["pixel_values"][0]).permute(1, 2, 0).numpy())
     grid = round(outputs.last_hidden_state.shape[1] ** 0.5)
+    with Image.open(SAMPLE_PAGE) as sample:
+        padding = ~processor.get_token_mask([(sample.height, sample.width)]).numpy().reshape(grid, grid)
     # (grid * grid, channels) -> (grid, grid, channels)
-    drawing = draw_encoding(page, outputs.last_hidden_state[0].unflatten(0, (grid, grid)))
+    drawing = draw_encoding(page, outputs.last_hidden_state[0].unflatten(0, (grid, grid)), view_padding=padding)
     buffer = io.BytesIO()
     drawing.save(buffer, "PNG")
     return buffer.getvalue()

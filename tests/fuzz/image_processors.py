@@ -67,10 +67,16 @@ def _make(trial: Trial, way: str, fields: dict[str, Any]) -> Any:
 
 
 def _count(trial: Trial, fields: dict[str, Any]) -> None:
-    """Count tokens for a page of any size."""
+    """Count the tokens of a page of any size, and locate them unless they are too many to be quick."""
     random = trial.random
     height, width = (random.choice((*NUMBERS, 100, 3000, nasty_value(random))) for _ in range(2))
     trial.note(height=height, width=width)
-    count = DeepEncoderImageProcessor(**FIELDS).get_number_of_image_tokens(height, width, **fields)
+    processor = DeepEncoderImageProcessor(**FIELDS)
+    count = processor.get_number_of_image_tokens(height, width, **fields)
     if not isinstance(count, int) or count < 1:
         raise ViolationError(f"counted {count!r} tokens")
+    if count <= 2**16:
+        layout = processor.get_token_layout(height, width, **fields)
+        located = np.isfinite(layout.boxes).all(axis=1)
+        if len(layout) != count or not np.array_equal(located, np.isin(layout.kind, ["view", "tile"])):
+            raise ViolationError(f"located {located.sum()} of {len(layout)} tokens, and counted {count}")

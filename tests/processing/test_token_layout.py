@@ -211,6 +211,13 @@ def test_smooth_maps_are_linear_between_centres(name: str) -> None:
         np.testing.assert_allclose(layout.map_to_page(values, kind, smooth=True), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_a_token_larger_than_its_view_shows_all_of_it() -> None:
+    fields = {"size": {"height": 32, "width": 32}, "crop_to_patches": True, "tile_size": 32, "downsample_ratio": 2**70}
+    layout = DeepEncoderImageProcessor(**fields).get_token_layout(40, 80)
+    assert layout.boxes[layout.view_index].tolist() == [[[0, 0, 80, 40]]]
+    assert layout.boxes[layout.mosaic_index].tolist() == [[[0, 0, 40, 40], [40, 0, 80, 40]]]
+
+
 def test_mistakes() -> None:
     processor = DeepEncoderImageProcessor()
     layout = processor.get_token_layout(100, 200)
