@@ -88,7 +88,7 @@ def _take_tokens(page: EncodedPage) -> "torch.Tensor":
 
     view_tokens, tile_tokens = page.encoded.last_hidden_state[page.index], page.tile_tokens
     if tile_tokens is None:
-        return view_tokens  # type: ignore[no-any-return]
+        return view_tokens
     # (tiles, tokens, hidden) -> (tiles * tokens, hidden)
     return torch.cat([view_tokens, tile_tokens.flatten(0, 1).to(view_tokens.device)])
 

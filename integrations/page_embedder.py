@@ -30,7 +30,7 @@ __all__ = ["PageEmbedder"]
 
 def _mask_vision_tokens(layout: TokenLayout) -> np.ndarray:
     """Return which vision tokens `(L,)` show any of the page. Newlines and the separator do not."""
-    return np.isin(layout.kind, ("tile", "view")) & ~layout.is_padding  # type: ignore[no-any-return]
+    return np.isin(layout.kind, ("tile", "view")) & ~layout.is_padding
 
 
 def _mask_tokens(layout: TokenLayout) -> np.ndarray:
@@ -41,7 +41,7 @@ def _mask_tokens(layout: TokenLayout) -> np.ndarray:
 
 def _mask_view(layout: TokenLayout) -> np.ndarray:
     """Return which tokens `(h, w)` of the global view show any of the page."""
-    return _mask_vision_tokens(layout)[layout.view_index]  # type: ignore[no-any-return]
+    return _mask_vision_tokens(layout)[layout.view_index]
 
 
 def _take_tokens(embedder: "PageEmbedder", page: "_Page") -> torch.Tensor:
@@ -128,6 +128,8 @@ class PageEmbedder(InputModule):
 
     config_file_name = "page_embedder.json"
     config_keys = ["output", "mode", "vector_pool", "vector_width"]
+    model: Any
+    vectors: VectorOptions
     projection: torch.Tensor | None
 
     def __init__(
@@ -149,7 +151,8 @@ class PageEmbedder(InputModule):
             )
         self.vectors = VectorOptions(vector_pool, vector_width)
         processor.get_tile_grid(1, 1, mode)  # checks the mode
-        self.model, self.processor, self.tokenizer = model, processor, None
+        self.model, self.processor = model, processor
+        self.tokenizer = None  # type: ignore[assignment]  # sentence-transformers asks every model for one.
         self.output, self.mode, self.vector_pool, self.vector_width = output, mode, vector_pool, vector_width
         projection = self.vectors.make_projection(model.config.hidden_size) if output == "multi_vector" else None
         # A buffer moves with the module. It is not saved, since it follows from its size.
@@ -158,7 +161,7 @@ class PageEmbedder(InputModule):
         )
 
     @property
-    def modalities(self) -> list[str]:
+    def modalities(self) -> list[Any]:
         return ["image"]
 
     def get_embedding_dimension(self) -> int:
@@ -244,7 +247,9 @@ class PageEmbedder(InputModule):
         """
         if backend != "torch":
             raise ValueError(f"backend must be 'torch', got {backend!r}.")
-        place = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if name in kwargs}
+        place: dict[str, Any] = {
+            name: kwargs[name] for name in ("token", "revision", "local_files_only") if name in kwargs
+        }
         settings = cls.load_config(model_name_or_path, subfolder=subfolder, cache_folder=cache_folder, **place)
         place |= {"subfolder": subfolder, "cache_dir": cache_folder}
         config = AutoConfig.from_pretrained(model_name_or_path, **place)
