@@ -15,7 +15,7 @@ from ...configuration.atomic_files import new_folder
 from ...processing import DeepEncoderImageProcessor
 from .exporting import describe_layout, export_model
 
-__all__ = ["export_for_transformers_js"]
+__all__ = ["export_for_transformers_js", "image_processor_fields"]
 
 GRAPH_NAME = "model.onnx"
 DATA_NAME = "model.onnx_data"  # The only name for external data that transformers.js looks for.
@@ -38,7 +38,7 @@ def _rename_data(graph: Path) -> int:
     return 1
 
 
-def _image_processor_fields(processor: DeepEncoderImageProcessor, image_size: int) -> dict[str, Any]:
+def image_processor_fields(processor: DeepEncoderImageProcessor, image_size: int) -> dict[str, Any]:
     """Return the `preprocessor_config.json` for square views of one size.
 
     Raises:
@@ -96,7 +96,7 @@ def export_for_transformers_js(
         `ValueError`: the image processor does what transformers.js cannot; or an error of [`export_model`].
         `ImportError`: onnx or onnxscript is not installed.
     """
-    preprocessing = _image_processor_fields(image_processor, image_size)
+    preprocessing = image_processor_fields(image_processor, image_size)
     with new_folder(Path(folder)) as temporary:
         graph = temporary / "onnx" / GRAPH_NAME
         facts = export_model(model, graph, image_size)

@@ -53,12 +53,6 @@ def test_a_folder_for_transformers_js(cli: Any, clip: Path, tmp_path: Path) -> N
     assert (tmp_path / "js" / "onnx" / "model.onnx").is_file()
     fields = json.loads((tmp_path / "js" / "preprocessor_config.json").read_text())
     assert fields["pad_size"] == {"height": 64, "width": 64}
-    SamEncoder(SamEncoderConfig.tiny(num_hidden_layers=1)).save_pretrained(tmp_path / "sam")
-    DeepEncoderImageProcessor(mode="large").save_pretrained(tmp_path / "sam")
-    code, _, err = cli("export", tmp_path / "sam", tmp_path / "b", "--layout", "transformers.js", "--mode", "tiny")
-    assert code == 0, err
-    fields = json.loads((tmp_path / "b" / "preprocessor_config.json").read_text())
-    assert fields["size"] == {"height": 512, "width": 512} and not fields["do_pad"]  # those of the mode
     for arguments, words in (
         ((clip, tmp_path / "js"), "exists already"),
         ((clip, tmp_path / "c", "--format", "torch"), "--format must be onnx"),
@@ -67,6 +61,30 @@ def test_a_folder_for_transformers_js(cli: Any, clip: Path, tmp_path: Path) -> N
         code, _, err = cli("export", *arguments, "--layout", "transformers.js")
         assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_mode_sets_the_fields_of_the_folders_image_processor(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SamEncoder(SamEncoderConfig.tiny()).save_pretrained(tmp_path / "sam")
+    DeepEncoderImageProcessor(mode="large", background_color=9).save_pretrained(tmp_path / "sam")
+    calls: list[Any] = []
+
+    def record(*arguments: Any) -> dict[str, float]:
+        calls.append(arguments)
+        return {"max_difference": 0.0}
+
+    monkeypatch.setattr("deepencoder.conversion.export.export_for_transformers_js", record)
+    for options, side, do_pad in (
+        (("--mode", "tiny"), 512, False),
+        ((), 1024, True),
+        (("--size", "192"), 192, True),
+    ):
+        code, _, err = cli("export", tmp_path / "sam", tmp_path / "js", "--layout", "transformers.js", *options)
+        assert code == 0, err
+        model, folder, processor, size = calls.pop()
+        assert folder == tmp_path / "js" and size == side and processor.do_pad == do_pad
+        assert processor.background_color == (9, 9, 9)
 
 
 def test_mistakes_are_one_line(cli: Any, clip: Path, tmp_path: Path) -> None:

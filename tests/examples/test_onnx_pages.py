@@ -25,7 +25,7 @@ PAGES = [str(ROOT / "examples" / name) for name in ("table.png", "encoding.png",
 
 @torch.no_grad()
 def test_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    sam = SamEncoderConfig.tiny(num_hidden_layers=2)
+    sam = SamEncoderConfig.tiny(num_hidden_layers=1, global_attn_indexes=(0,))
     clip = ClipVisionEncoderConfig.tiny(num_hidden_layers=1, image_size=256, patch_size=sam.total_stride)
     model = randomize(DeepEncoder(DeepEncoderConfig(sam_config=sam, clip_config=clip, projection_dim=48)))
     for name, side in (("view", 256), ("tiles", 128)):

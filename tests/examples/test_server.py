@@ -51,22 +51,22 @@ def test_concurrent_requests_are_encoded_in_batches(
     tiny_model: DeepEncoder, processor: DeepEncoderImageProcessor
 ) -> None:
     pages = [make_page(60 + 40 * index, 90) for index in range(7)]  # The first ones have no tiles.
+    with torch.no_grad():
+        expected = [
+            tiny_model(**processor(Image.open(BytesIO(page)), return_tensors="pt")).vision_tokens[0] for page in pages
+        ]
     batches: list[int] = []
-    hook = tiny_model.register_forward_pre_hook(lambda module, arguments: batches.append(len(arguments[0])))
+    tiny_model.register_forward_pre_hook(lambda module, arguments: batches.append(len(arguments[0])))
 
     async def use(client: Any) -> None:
         answers = await asyncio.gather(*(client.post("/encode", content=page) for page in pages))
-        for page, answer in zip(pages, answers, strict=True):
+        for answer, tokens in zip(answers, expected, strict=True):
             assert answer.status_code == 200, answer.text
-            with torch.no_grad():
-                expected = tiny_model(**processor(Image.open(BytesIO(page)), return_tensors="pt")).vision_tokens[0]
-            torch.testing.assert_close(load(answer.content)["vision_tokens"], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(load(answer.content)["vision_tokens"], tokens, atol=1e-5, rtol=0)
 
-    limits = server.Limits(batch=4, batch_seconds=0.5)
-    serve(server.make_app(tiny_model, processor, limits), use)
-    hook.remove()
-    served = batches[: -len(pages)]  # without the calls of this test
-    assert sum(served) == len(pages) and max(served) > 1 and max(served) <= 4, served
+    serve(server.make_app(tiny_model, processor, server.Limits(batch=4, batch_seconds=0.5)), use)
+    assert len(set(map(len, expected))) > 2  # They have different numbers of tiles.
+    assert sum(batches) == len(pages) and 1 < max(batches) <= 4, batches
 
 
 def test_outputs_and_formats(tiny_model: DeepEncoder, processor: DeepEncoderImageProcessor) -> None:

@@ -1,14 +1,14 @@
-// Encodes a page in Node with transformers.js, for tests/conversion/export/test_transformers_js.py:
+// Encodes pages in Node with transformers.js, for tests/conversion/export/test_transformers_js.py:
 //
-//     node encode.mjs NODE_MODULES MODEL PAGE PIXELS OUTPUT
+//     node encode.mjs NODE_MODULES MODEL OUTPUT PIXELS PAGE ...
 //
-// PAGE is an image file. PIXELS is a file of float32 values, which the model gets as they are. Writes OUTPUT.json, with
+// PIXELS is a file of float32 values, which the model gets as they are; each PAGE is an image file. Writes OUTPUT.json, with
 // the shape of each output, and beside it the values of each. Nothing is downloaded.
 import { createRequire } from "node:module";
 import { basename, dirname, join, resolve } from "node:path";
 import { readFileSync, writeFileSync } from "node:fs";
 
-const [nodeModules, model, page, pixels, output] = process.argv.slice(2);
+const [nodeModules, model, output, pixels, ...pages] = process.argv.slice(2);
 const { AutoImageProcessor, AutoModel, RawImage, Tensor, env } = createRequire(join(resolve(nodeModules), "any.js"))(
   "@huggingface/transformers",
 );
@@ -26,10 +26,13 @@ function keep(prefix, tensors) {
 
 const encoder = await AutoModel.from_pretrained(basename(model));
 const side = encoder.config.layout.image_size;
-const values = new Float32Array(readFileSync(pixels).buffer.slice(0));
-keep("pixels", await encoder({ pixel_values: new Tensor("float32", values, [1, 3, side, side]) }));
+const values = new Float32Array(new Uint8Array(readFileSync(pixels)).buffer);
+const batch = new Tensor("float32", values, [values.length / (3 * side * side), 3, side, side]);
+keep("pixels", { pixel_values: batch, ...(await encoder({ pixel_values: batch })) });
 
 const processor = await AutoImageProcessor.from_pretrained(basename(model));
-const { pixel_values } = await processor(await RawImage.read(page));
-keep("page", { pixel_values, ...(await encoder({ pixel_values })) });
+for (const [index, page] of pages.entries()) {
+  const { pixel_values } = await processor(await RawImage.read(page));
+  keep(index, { pixel_values, ...(await encoder({ pixel_values })) });
+}
 writeFileSync(`${output}.json`, JSON.stringify(shapes));

@@ -162,7 +162,7 @@ def test_the_weights_in_the_folder_are_described(converted: Path) -> None:
     complete_folder(converted)
     size = (converted / "model.safetensors").stat().st_size
     (line,) = (line for line in (converted / "README.md").read_text().splitlines() if "here they are" in line)
-    assert f"{size / 1000:.3g} kB in float32" in line
+    assert f"; here they are {size / 1e6:.3g} MB in float32." in line
 
 
 def test_where_a_token_lies_is_linked(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ from deepencoder import (
     ClipVisionEncoderConfig,
     DeepEncoder,
     DeepEncoderConfig,
-    DeepEncoderImageProcessor,
     SamEncoder,
     SamEncoderConfig,
-    stitch_vision_tokens,
 )
 from deepencoder.conversion.export import TOLERANCE, export_model
 from deepencoder.conversion.export.exporting import describe_layout
@@ -68,34 +66,16 @@ def test_onnx_gives_the_models_numbers(
         assert found[name].shape == values.shape and difference <= TOLERANCE
 
 
-@torch.no_grad()
-def test_two_graphs_give_the_vision_tokens_of_pages_with_tiles(shallow_model: DeepEncoder, tmp_path: Path) -> None:
-    """With nothing but what the two files hold."""
-    processor = DeepEncoderImageProcessor(size={"height": 256, "width": 256}, tile_size=128, crop_to_patches=True)
-    pages = [torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((3, 130, 400), (3, 100, 90), (3, 500, 300))]
-    inputs = processor(pages, return_tensors="pt")
-    expected = shallow_model(**inputs).vision_tokens
-    outputs = ["projected_tokens", "image_newline", "view_separator"]
-    found = {}
-    for name, side in (("pixel_values", 256), ("pixel_values_local", 128)):
-        export_model(shallow_model, tmp_path / f"{name}.onnx", side)
-        session = open_onnx(tmp_path / f"{name}.onnx")
-        found[name] = session.run(outputs, {"pixel_values": inputs[name].numpy()})
-    view_tokens, newline, separator = found["pixel_values"]
-    tile_tokens = found["pixel_values_local"][0]
-    stitched = stitch_vision_tokens(view_tokens, tile_tokens, inputs["patches_grid"].numpy(), newline, separator)
-    assert len({len(tokens) for tokens in stitched}) == 3
-    for ours, theirs in zip(stitched, expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(ours), theirs, atol=TOLERANCE, rtol=0)
-
-
 @pytest.mark.parametrize("kind", HALVES)
 @torch.no_grad()
 def test_the_halves(kind: str, tmp_path: Path) -> None:
     model: Any = randomize(HALVES[kind]())
-    export_model(model, tmp_path / "half.onnx", 128)
+    facts = export_model(model, tmp_path / "half.onnx", 128)
+    session = open_onnx(tmp_path / "half.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["layout"]) == json.loads(facts["layout"]) == describe_layout(model.config, 128)
     pixels = torch.randn(2, 3, 128, 128)
-    found = open_onnx(tmp_path / "half.onnx").run(["last_hidden_state"], {"pixel_values": pixels.numpy()})
+    found = session.run(["last_hidden_state"], {"pixel_values": pixels.numpy()})
     torch.testing.assert_close(torch.from_numpy(found[0]), model(pixels).last_hidden_state, atol=TOLERANCE, rtol=0)
 
 
@@ -133,13 +113,6 @@ def test_the_layout_is_that_of_the_tokens() -> None:
         assert (output[0, 0].numel() if is_map else output.shape[1] - has_class_token) == rows * columns
         assert layout["token_stride"] * (rows - 1) < side <= layout["token_stride"] * rows
         assert ("vision_tokens" in layout) == (config.model_type == "deepencoder")
-
-
-def test_the_layout_is_in_the_file(tmp_path: Path) -> None:
-    model = randomize(HALVES["clip"]())
-    facts = export_model(model, tmp_path / "clip.onnx", 64)
-    metadata = open_onnx(tmp_path / "clip.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["layout"]) == json.loads(facts["layout"]) == describe_layout(model.config, 64)
 
 
 def test_unknown_formats(shallow_model: DeepEncoder, tmp_path: Path) -> None:

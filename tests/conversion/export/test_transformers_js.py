@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from deepencoder import DeepEncoder, DeepEncoderImageProcessor
 from deepencoder.conversion.export import export_for_transformers_js
+from deepencoder.conversion.export.transformers_js import image_processor_fields
 
 from ...conftest import ROOT
 
@@ -27,11 +29,28 @@ needs_node = pytest.mark.skipif(
 )
 
 
-def run_node(model: Path, page: Path, pixels: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return the outputs that transformers.js computes: `pixels.NAME` and, from the image file, `page.NAME`."""
-    folder = model.parent
-    (folder / "pixels.bin").write_bytes(pixels.numpy().tobytes())
-    command = ["node", PROGRAM, NODE_MODULES, model, page, folder / "pixels.bin", folder / "output"]
+SIDE = 256
+PROCESSORS = {
+    "padded": DeepEncoderImageProcessor(do_pad=True, size={"height": SIDE, "width": SIDE}),
+    "squashed": DeepEncoderImageProcessor(do_pad=False, size={"height": SIDE, "width": SIDE}),
+}
+
+
+@pytest.fixture(scope="session", params=PROCESSORS)
+def exported(
+    request: pytest.FixtureRequest, shallowest_model: DeepEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, DeepEncoderImageProcessor]:
+    """A folder for transformers.js, and the image processor whose fields it has."""
+    pytest.importorskip("onnxruntime")
+    folder, processor = tmp_path_factory.mktemp(request.param) / "encoder-js", PROCESSORS[request.param]
+    export_for_transformers_js(shallowest_model, folder, processor, SIDE)
+    return folder, processor
+
+
+def run_node(model: Path, pixels: np.ndarray, pages: list[Path], folder: Path) -> dict[str, np.ndarray]:
+    """Return what transformers.js computes from pixels, as `pixels.NAME`, and from each image file, as `0.NAME`."""
+    (folder / "pixels.bin").write_bytes(pixels.tobytes())
+    command = ["node", PROGRAM, NODE_MODULES, model, folder / "output", folder / "pixels.bin", *pages]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     shapes: dict[str, Any] = json.loads((folder / "output.json").read_text())
@@ -40,74 +59,85 @@ def run_node(model: Path, page: Path, pixels: torch.Tensor) -> dict[str, np.ndar
     }
 
 
-def draw_page(path: Path, width: int, height: int) -> None:
-    """Save a page of smooth blots, on which different filters differ little."""
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin(rows / (7 + channel)) * np.cos(columns / (11 - channel)) for channel in range(3)]
-    Image.fromarray((127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)).save(path)
+def draw_page(path: Path, width: int, height: int) -> Path:
+    """Save a page of noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 @needs_node
-@pytest.mark.parametrize(
-    ("mode", "width", "height"),
-    # Pages whose size is that of the view, so that nothing is resized; padded ones lie in the middle of the view.
-    [("padded", 256, 256), ("padded", 200, 256), ("padded", 256, 130), ("squashed", 256, 256)],
-)
 @torch.no_grad()
-def test_node_gives_the_models_numbers(
-    shallow_model: DeepEncoder, mode: str, width: int, height: int, tmp_path: Path
-) -> None:
-    processor = DeepEncoderImageProcessor(do_pad=mode == "padded", size={"height": 256, "width": 256})
-    export_for_transformers_js(shallow_model, tmp_path / "model", processor, 256)
-    draw_page(tmp_path / "page.png", width, height)
-    pixels = processor(tmp_path / "page.png", return_tensors="pt")["pixel_values"]
-    found = run_node(tmp_path / "model", tmp_path / "page.png", pixels)
-    np.testing.assert_allclose(found["page.pixel_values"], pixels.numpy(), atol=1e-5)
-    expected = shallow_model(pixels)
-    for source in ("pixels", "page"):
-        for name, values in (
-            ("last_hidden_state", expected.last_hidden_state),
-            ("pooler_output", expected.pooler_output),
-            ("vision_tokens", torch.stack(expected.vision_tokens)),
-        ):
-            difference = np.abs(found[f"{source}.{name}"] - values.numpy()).max()
-            print(f"{mode}, {width} x {height}, {source}, {name}: {difference:.1e}")
+def test_node_gives_the_models_numbers(exported: Any, shallowest_model: DeepEncoder, tmp_path: Path) -> None:
+    """From pixels, and from pages that need not be resized: padded ones lie in the middle of the view."""
+    folder, processor = exported
+    sizes = [(SIDE, SIDE), (200, SIDE), (SIDE, 130)] if processor.do_pad else [(SIDE, SIDE)]
+    pages = [draw_page(tmp_path / f"{width}.{height}.png", width, height) for width, height in sizes]
+    pixels = processor(pages, return_tensors="pt")["pixel_values"]
+    outputs = shallowest_model(pixels)
+    expected = {
+        "pixel_values": pixels,
+        "last_hidden_state": outputs.last_hidden_state,
+        "pooler_output": outputs.pooler_output,
+        "vision_tokens": torch.stack(outputs.vision_tokens),
+    }
+    found = run_node(folder, pixels.numpy(), pages, tmp_path)
+    for name, values in expected.items():
+        from_pages = np.concatenate([found[f"{index}.{name}"] for index in range(len(pages))])
+        for source, ours in (("pixels", found[f"pixels.{name}"]), ("pages", from_pages)):
+            assert ours.shape == values.shape
+            difference = np.abs(ours - values.numpy()).max()
+            print(f"{source}, {name}: {difference:.1e}")
             assert difference <= TOLERANCE
-        np.testing.assert_array_equal(found[f"{source}.image_newline"], shallow_model.image_newline)
-        np.testing.assert_array_equal(found[f"{source}.view_separator"], shallow_model.view_separator)
+    np.testing.assert_array_equal(found["pixels.image_newline"], shallowest_model.image_newline)
+    np.testing.assert_array_equal(found["pixels.view_separator"], shallowest_model.view_separator)
 
 
-def test_the_folder(shallow_model: DeepEncoder, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    folder = tmp_path / "model"
-    export_for_transformers_js(shallow_model, folder, DeepEncoderImageProcessor(mode="tiny"), 128)
+@needs_node
+def test_the_snippet_of_the_guide_runs(exported: Any, tmp_path: Path) -> None:
+    folder, _ = exported
+    (snippet,) = re.findall(r"^```js\n(.*?)^```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "snippet.mjs").write_text(snippet)
+    for name, target in (("encoder-js", folder), ("examples", ROOT / "examples"), ("node_modules", NODE_MODULES)):
+        (tmp_path / name).symlink_to(target)
+    command = ["node", "snippet.mjs"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == "[ 1, 32 ] [ 1, 21, 48 ] [ 4, 4 ]".split()
+
+
+def test_the_folder(exported: Any) -> None:
+    folder, processor = exported
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {"config.json", "preprocessor_config.json", "onnx/model.onnx", "onnx/model.onnx_data"}
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "deepencoder" and config["projection_dim"] == 48
-    assert config["layout"]["image_size"] == 128 and config["layout"]["token_grid"] == [2, 2]
+    assert config["layout"]["image_size"] == SIDE and config["layout"]["token_grid"] == [4, 4]
     assert config["transformers.js_config"] == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
     fields = json.loads((folder / "preprocessor_config.json").read_text())
-    assert fields["image_processor_type"] == "ViTImageProcessor" and fields["size"] == {"height": 128, "width": 128}
-    with pytest.raises(FileExistsError):
-        export_for_transformers_js(shallow_model, folder, DeepEncoderImageProcessor(), 128)
+    if processor.do_pad:
+        assert fields["size"] == {"longest_edge": SIDE} and fields["pad_size"] == {"height": SIDE, "width": SIDE}
+    else:
+        assert fields["size"] == {"height": SIDE, "width": SIDE} and "pad_size" not in fields
 
 
-def test_a_colour_is_written_as_what_becomes_its_normalised_value(shallow_model: DeepEncoder, tmp_path: Path) -> None:
+def test_a_colour_is_written_as_what_becomes_its_normalised_value() -> None:
     """The library writes `color * rescale_factor` beside pixels that are normalised already."""
-    pytest.importorskip("onnxruntime")
     color, mean, std = (127, 0, 255), [0.5, 0.4, 0.3], [0.5, 0.2, 0.1]
-    processor = DeepEncoderImageProcessor(background_color=color, image_mean=mean, image_std=std)
-    export_for_transformers_js(shallow_model, tmp_path / "model", processor, 128)
-    fields = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
-    written = np.array(fields["background_color"]) * fields["rescale_factor"]
-    expected = processor(Image.new("RGB", (10, 100)), return_tensors="np")["pixel_values"][0, :, 0, 0]
-    np.testing.assert_allclose(written, expected, atol=1e-6)
-    assert fields["size"] == {"longest_edge": 128} and fields["pad_size"] == {"height": 128, "width": 128}
+    for normalization in ({"image_mean": mean, "image_std": std}, {"do_normalize": False}):
+        processor = DeepEncoderImageProcessor(background_color=color, **normalization)
+        fields = image_processor_fields(processor, 128)
+        written = np.array(fields["background_color"]) * fields["rescale_factor"]
+        expected = processor(Image.new("RGB", (10, 100)), return_tensors="np")["pixel_values"][0, :, 0, 0]
+        np.testing.assert_allclose(written, expected, atol=1e-6)
 
 
-def test_what_transformers_js_cannot_do_is_refused(shallow_model: DeepEncoder, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_leaves_nothing(shallowest_model: DeepEncoder, tmp_path: Path) -> None:
     for fields in ({"do_rescale": False, "do_normalize": False}, {"do_resize": False}):
         with pytest.raises(ValueError, match="do_rescale and do_resize"):
-            export_for_transformers_js(shallow_model, tmp_path / "a", DeepEncoderImageProcessor(**fields), 128)
+            export_for_transformers_js(shallowest_model, tmp_path / "a", DeepEncoderImageProcessor(**fields), 128)
+    with pytest.raises(ValueError, match="image_size"):
+        export_for_transformers_js(shallowest_model, tmp_path / "a", DeepEncoderImageProcessor(), 100)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileExistsError):
+        export_for_transformers_js(shallowest_model, tmp_path, DeepEncoderImageProcessor(), 128)
