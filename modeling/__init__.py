@@ -8,8 +8,16 @@ if TYPE_CHECKING:
     from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
     from .deepencoder import DeepEncoder, DeepEncoderOutput
     from .sam_encoder import SamEncoder
+    from .windows import window_positions
 
-__all__ = ["ClipVisionEncoder", "ClipVisionEncoderOutput", "DeepEncoder", "DeepEncoderOutput", "SamEncoder"]
+__all__ = [
+    "ClipVisionEncoder",
+    "ClipVisionEncoderOutput",
+    "DeepEncoder",
+    "DeepEncoderOutput",
+    "SamEncoder",
+    "window_positions",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(
@@ -20,5 +28,6 @@ if not TYPE_CHECKING:
             "DeepEncoder": ".deepencoder",
             "DeepEncoderOutput": ".deepencoder",
             "SamEncoder": ".sam_encoder",
+            "window_positions": ".windows",
         },
     )

@@ -4,7 +4,7 @@ Unusual: each image has a global view and, in some modes, local tiles of another
 different numbers of tiles. All tiles run as one batch, and `vision_tokens` is a tuple with one tensor for each image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.deepencoder import DeepEncoderConfig
 from .base import DeepEncoderPreTrainedModel
-from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
+from .clip_vision_encoder import ClipVisionEncoder
 from .inputs import check_options, check_pixel_values
 from .memory_budgets import MEMORY_BUDGETS
 from .sam_encoder import SamEncoder
@@ -29,40 +29,73 @@ __all__ = ["DeepEncoder", "DeepEncoderOutput"]
 
 @dataclass
 class DeepEncoderOutput(BaseModelOutputWithPooling):
-    """
+    """What a [`DeepEncoder`] returns. The fields of tiles are None without tiles, those on request without request.
+
+    The vision tokens of a page are laid out like this:
+
+    ```
+     tile 1 | tile 2     the tiles, stitched to a mosaic of columns x rows tiles: row by row, a newline token after
+     -------+-------     each row of the mosaic (not of each tile)
+     tile 3 | tile 4
+     ---------------
+       global view       row by row, a newline token after each row
+     ---------------
+       separator         one token
+    ```
+
+    `processor.get_token_layout(height, width)` gives the kind of each token and its box on the page.
+
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch, h * w, hidden)`): fused tokens of the global view, CLIP's
             channels before SAM's, row-major.
         pooler_output (`torch.Tensor` of shape `(batch, clip_hidden)`): CLIP's class token of the global view.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): CLIP's hidden states of the global view.
-        attentions (`tuple[torch.Tensor]`, *optional*): CLIP's attention weights of the global view.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): on request, CLIP's hidden states of the global view: its
+            input and the output of each block, `(batch, 1 + h * w, clip_hidden)`, the class token first.
+        attentions (`tuple[torch.Tensor]`, *optional*): on request, CLIP's attention weights of the global view,
+            `(batch, heads, 1 + h * w, 1 + h * w)` for each block.
         vision_tokens (`tuple[torch.Tensor]`): for each image its projected tokens, of shape `(L_i, projection_dim)`,
-            in the order that DeepSeek-OCR's decoder reads: the tiles' rows, then the view's rows, a newline token
-            after each row, one separator at the end.
+            in the order that DeepSeek-OCR's decoder reads. In a graph of `torch.export` for batches of any size, one
+            tensor of shape `(batch, L, projection_dim)`.
         local_last_hidden_state (`torch.Tensor` of shape `(tiles, n, hidden)`, *optional*): fused tokens of the tiles.
-        local_hidden_states (`tuple[torch.Tensor]`, *optional*): CLIP's hidden states of the tiles.
-        local_attentions (`tuple[torch.Tensor]`, *optional*): CLIP's attention weights of the tiles.
+        local_hidden_states (`tuple[torch.Tensor]`, *optional*): `hidden_states` of the tiles.
+        local_attentions (`tuple[torch.Tensor]`, *optional*): `attentions` of the tiles.
+        sam_hidden_states (`tuple[torch.Tensor]`, *optional*): on request, SAM's hidden states of the global view: the
+            embedded patches and the output of each block, `(batch, H / 16, W / 16, sam_hidden)`. A token of
+            `last_hidden_state` covers 4 x 4 of these patches.
+        sam_attentions (`tuple[torch.Tensor]`, *optional*): on request, SAM's attention weights of the global view. A
+            global block has `(batch, heads, N, N)` with `N = H / 16 * W / 16`, row-major; a windowed block
+            `(batch * windows, heads, 196, 196)`, padding included:
+            [`~deepencoder.window_positions`] says which patch each position is.
+        local_sam_hidden_states (`tuple[torch.Tensor]`, *optional*): `sam_hidden_states` of the tiles.
+        local_sam_attentions (`tuple[torch.Tensor]`, *optional*): `sam_attentions` of the tiles.
     """
 
     vision_tokens: tuple[torch.Tensor, ...] | None = None
     local_last_hidden_state: torch.Tensor | None = None
     local_hidden_states: tuple[torch.Tensor, ...] | None = None
     local_attentions: tuple[torch.Tensor, ...] | None = None
+    sam_hidden_states: tuple[torch.Tensor, ...] | None = None
+    sam_attentions: tuple[torch.Tensor, ...] | None = None
+    local_sam_hidden_states: tuple[torch.Tensor, ...] | None = None
+    local_sam_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-EncodedViews = tuple[torch.Tensor, torch.Tensor, ClipVisionEncoderOutput]
+EncodedViews = tuple[torch.Tensor, torch.Tensor, DeepEncoderOutput]
+
+
+def _join(values: Sequence[Any]) -> Any:
+    """Concatenate tensors, or tuples with a tensor for each layer; None is a layer that was not asked for."""
+    if isinstance(values[0], tuple):
+        return tuple(_join(layer) for layer in zip(*values, strict=True))
+    return None if values[0] is None else torch.cat(values)  # type: ignore[arg-type]
 
 
 def join_views(parts: list[EncodedViews]) -> EncodedViews:
     """Concatenate the results of [`DeepEncoder.encode_view`] for the parts of a batch."""
-    fused, tokens, outputs = zip(*parts, strict=True)
-    joined: dict[str, Any] = {}
-    for name, value in outputs[0].items():
-        values = [output[name] for output in outputs]
-        # A tensor, or a tuple with one tensor for each layer.
-        is_tuple = isinstance(value, tuple)
-        joined[name] = tuple(map(torch.cat, zip(*values, strict=True))) if is_tuple else torch.cat(values)
-    return torch.cat(fused), torch.cat(tokens), ClipVisionEncoderOutput(**joined)
+    tokens = torch.cat([part[1] for part in parts])
+    outputs = [part[2] for part in parts]
+    output = DeepEncoderOutput(**{name: _join([output[name] for output in outputs]) for name in outputs[0]})
+    return output.last_hidden_state, tokens, output  # type: ignore[return-value]  # always a tensor here
 
 
 class DeepEncoderProjector(nn.Module):
@@ -132,6 +165,12 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]
 
+    def options_of(self, half: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options for one half, which is not asked for attention weights that only the other computes."""
+        eager = [part for part in (self.sam_encoder, self.clip_encoder) if part.config._attn_implementation == "eager"]
+        others = {"output_attentions": False} if len(eager) == 1 and half is not eager[0] else {}
+        return {**options, **others, "return_dict": True}
+
     def encode_view(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> EncodedViews:
         """Encode views of one size, whichever images they belong to.
 
@@ -141,8 +180,8 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(views, channels, height, width)`): normalised pixels.
 
         Returns:
-            the fused tokens, `(views, h * w, hidden)`, the projected tokens, `(views, h, w, projection_dim)`, and the
-            output of the CLIP encoder.
+            the fused tokens, `(views, h * w, hidden)`, the projected tokens, `(views, h, w, projection_dim)`, and a
+            [`DeepEncoderOutput`] of these views without `vision_tokens`.
         """
         patch_size = self.config.sam_config.patch_size
         check_pixel_values(pixel_values, "pixel_values", self.config.sam_config.num_channels, patch_size)
@@ -152,14 +191,22 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not (is_graph or torch.is_grad_enabled()) and pixel_values.shape[0] > views:
             return join_views([self.encode_view(part, **kwargs) for part in pixel_values.split(views)])
-        # The output flags apply to CLIP only: SAM's attention weights would have 4096 x 4096 values for each head.
-        sam_map = self.sam_encoder(pixel_values, return_dict=True).last_hidden_state
-        clip_output = self.clip_encoder(patch_embeds=sam_map, return_dict=True, **kwargs)
+        sam_output = self.sam_encoder(pixel_values, **self.options_of(self.sam_encoder, kwargs))
+        sam_map = sam_output.last_hidden_state
+        clip_output = self.clip_encoder(patch_embeds=sam_map, **self.options_of(self.clip_encoder, kwargs))
         clip_tokens = clip_output.last_hidden_state[:, 1:]
         # The two halves may be on different devices.
         sam_tokens = sam_map.flatten(2).transpose(1, 2).to(clip_tokens.device)  # (views, c, h, w) -> (views, h * w, c)
         fused = torch.cat([clip_tokens, sam_tokens], dim=-1)
-        return fused, self.projector(fused).unflatten(1, tuple(sam_map.shape[2:])), clip_output
+        output = DeepEncoderOutput(
+            last_hidden_state=fused,
+            pooler_output=clip_output.pooler_output,
+            hidden_states=clip_output.hidden_states,
+            attentions=clip_output.attentions,
+            sam_hidden_states=sam_output.hidden_states,
+            sam_attentions=sam_output.attentions,
+        )
+        return fused, self.projector(fused).unflatten(1, tuple(sam_map.shape[2:])), output
 
     def check_inputs(
         self,
@@ -172,6 +219,8 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         channels, patch_size = self.config.sam_config.num_channels, self.config.sam_config.patch_size
         check_pixel_values(pixel_values, "pixel_values", channels, patch_size)
         batch_size = pixel_values.shape[0]
+        if isinstance(batch_size, torch.SymInt) and pixel_values_local is None:
+            return [], []  # A graph for batches of any size has no list of images.
         grids: list[tuple[int, int]] = [(1, 1)] * batch_size
         if pixel_values_local is not None:
             check_pixel_values(pixel_values_local, "pixel_values_local", channels, patch_size)
@@ -199,36 +248,61 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
                 image without tiles. Required with tiles. A list or a tensor on the CPU avoids a synchronisation with
                 the GPU, and `torch.compile(fullgraph=True)` needs a list.
             num_local_patches (`(batch,)` integers, *optional*): number of tiles of each image, for a check.
+            kwargs: `output_hidden_states=True` and `output_attentions=True` ask for those of both halves:
+                `hidden_states`, `attentions` (CLIP's), `sam_hidden_states`, `sam_attentions` and, with tiles,
+                `local_hidden_states`, `local_attentions`, `local_sam_hidden_states`, `local_sam_attentions`. Only a
+                half that runs `attn_implementation="eager"` gives attention weights. `return_dict=False` returns a
+                tuple.
 
         Returns:
-            [`DeepEncoderOutput`].
+            [`DeepEncoderOutput`], which describes each field.
 
         Raises:
             `TypeError`: pixels that are not a tensor, or an unknown option.
             `ValueError`: pixels that are not floats or have a wrong shape, or tiles that do not fit `patches_grid`.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
+
+        >>> model = DeepEncoder(DeepEncoderConfig.tiny()).eval()
+        >>> processor = DeepEncoderImageProcessor(mode="gundam")
+        >>> inputs = processor(torch.zeros(3, 1280, 640), return_tensors="pt")  # a page of two tiles
+        >>> with torch.no_grad():
+        ...     outputs = model(**inputs, output_hidden_states=True)
+        >>> outputs.vision_tokens[0].shape  # of the first page
+        torch.Size([493, 48])
+        >>> outputs.last_hidden_state.shape  # of the global view
+        torch.Size([1, 256, 64])
+        >>> outputs.local_last_hidden_state.shape  # of its tiles
+        torch.Size([2, 100, 64])
+        >>> outputs.sam_hidden_states[-1].shape, outputs.hidden_states[-1].shape  # of the last block of each half
+        (torch.Size([1, 64, 64, 32]), torch.Size([1, 257, 32]))
+        ```
         """
         options = check_options(kwargs, "DeepEncoder")
         grids, counts = self.check_inputs(pixel_values, pixel_values_local, patches_grid, num_local_patches)
         for flag in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, flag):
                 options.setdefault(flag, True)
-        fused, view_tokens, clip_output = self.encode_view(pixel_values, **options)
-        output = DeepEncoderOutput(
-            last_hidden_state=fused,
-            pooler_output=clip_output.pooler_output,
-            hidden_states=clip_output.hidden_states,
-            attentions=clip_output.attentions,
-        )
+        _, view_tokens, output = self.encode_view(pixel_values, **options)
         tiles: list[torch.Tensor | None] = [None] * len(grids)
         if pixel_values_local is not None and any(counts):
             local_fused, tile_tokens, local_output = self.encode_view(pixel_values_local, **options)
             output.local_last_hidden_state = local_fused
             output.local_hidden_states = local_output.hidden_states
             output.local_attentions = local_output.attentions
+            output.local_sam_hidden_states = local_output.sam_hidden_states
+            output.local_sam_attentions = local_output.sam_attentions
             tiles = [part if len(part) else None for part in tile_tokens.split(counts)]
 
         newline = self.image_newline.to(view_tokens.device, view_tokens.dtype)
         separator = self.view_separator.to(view_tokens.device, view_tokens.dtype)
+        if isinstance(view_tokens.shape[0], torch.SymInt):
+            output.vision_tokens = lay_out_vision_tokens(view_tokens, None, (1, 1), newline, separator)
+            return output
         output.vision_tokens = tuple(
             lay_out_vision_tokens(view, image_tiles, grid, newline, separator)
             for view, image_tiles, grid in zip(view_tokens, tiles, grids, strict=True)
@@ -243,14 +317,14 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
         patches_grid: torch.Tensor | Sequence[Sequence[int]] | None = None,
         num_local_patches: torch.Tensor | Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> DeepEncoderOutput:
         """Encode pages for a language model, by transformers' convention for vision-language models.
 
         The arguments are those of `forward`.
 
         Returns:
-            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`] whose `pooler_output` is the list of the
-            images' `vision_tokens`; its other fields are those of `forward`.
+            [`DeepEncoderOutput`] whose `pooler_output` is the list of the images' `vision_tokens`; its other fields
+            are those of `forward`.
         """
         # Through __call__, so that hooks can place offloaded parameters.
         output = self(
@@ -261,9 +335,5 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state,
-            pooler_output=list(output.vision_tokens),  # type: ignore[arg-type]  # the convention of get_image_features
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
+        output.pooler_output = list(output.vision_tokens)  # the convention of get_image_features
+        return output

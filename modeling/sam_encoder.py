@@ -290,7 +290,8 @@ class SamEncoder(DeepEncoderPreTrainedModel):
             `(batch, channels, ceil(height / 64), ceil(width / 64))` with the published strides. On request
             `hidden_states`, the embeddings and the output of each block, `(batch, height / 16, width / 16, hidden)`,
             and `attentions` (`eager` only), `(batch, heads, N, N)` for global blocks and
-            `(batch * windows, heads, n, n)` for windowed blocks.
+            `(batch * windows, heads, n, n)` for windowed blocks, padding included; see
+            [`~deepencoder.window_positions`].
 
         Raises:
             `TypeError`: `pixel_values` is not a tensor, or an unknown option.

@@ -29,17 +29,20 @@ def lay_out_vision_tokens(
 ) -> torch.Tensor:
     """Lay out the tokens of one image: the tiles' rows, the view's rows, a newline after each row, one separator.
 
+    Images without tiles have equally many tokens, and may be laid out together.
+
     Args:
-        view (`torch.Tensor` of shape `(height, width, dim)`): tokens of the global view.
+        view (`torch.Tensor` of shape `(height, width, dim)`, or `(batch, height, width, dim)` without tiles): tokens
+            of the global view.
         tiles (`torch.Tensor` of shape `(columns * rows, h, w, dim)`, *optional*): tokens of the tiles, row-major.
         tile_grid (`tuple[int, int]`): columns and rows of tiles.
         newline (`torch.Tensor` of shape `(dim,)`): the token after each row of the mosaic and of the global view.
         separator (`torch.Tensor` of shape `(dim,)`): the last token.
 
     Returns:
-        `torch.Tensor` of shape `(L, dim)`.
+        `torch.Tensor` of shape `(L, dim)`, or `(batch, L, dim)`.
     """
-    dim = view.shape[-1]
+    batch, dim = view.shape[:-3], view.shape[-1]
     parts = [view]
     if tiles is not None:
         columns, rows = tile_grid
@@ -49,10 +52,11 @@ def lay_out_vision_tokens(
         parts.insert(0, mosaic.reshape(rows * height, columns * width, dim))
     sequence = []
     for part in parts:
-        with_newlines = torch.cat([part, newline.expand(part.shape[0], 1, dim)], dim=1)
-        sequence.append(with_newlines.reshape(-1, dim))
-    sequence.append(separator.reshape(1, dim))
-    return torch.cat(sequence)
+        with_newlines = torch.cat([part, newline.expand(*part.shape[:-2], 1, dim)], dim=-2)
+        # (.., rows, columns + 1, dim) -> (.., rows * (columns + 1), dim)
+        sequence.append(with_newlines.flatten(-3, -2))
+    sequence.append(separator.expand(*batch, 1, dim))
+    return torch.cat(sequence, dim=-2)
 
 
 def read_tile_grids(

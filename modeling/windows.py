@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-__all__ = ["WindowCache", "WindowGroup", "Windows", "cut_windows", "group_windows"]
+__all__ = ["WindowCache", "WindowGroup", "Windows", "cut_windows", "group_windows", "window_positions"]
 
 
 class WindowGroup(NamedTuple):
@@ -44,7 +44,7 @@ class Windows(NamedTuple):
     has_padding: bool
 
 
-def _window_positions(grid: tuple[int, int], window_size: int, device: torch.device | None) -> torch.Tensor:
+def _cut_positions(grid: tuple[int, int], window_size: int, device: torch.device | None) -> torch.Tensor:
     """Return the index of each position of each window, `(windows down, windows across, size, size)`."""
     height, width = grid
     down, across = -(-height // window_size), -(-width // window_size)
@@ -53,6 +53,30 @@ def _window_positions(grid: tuple[int, int], window_size: int, device: torch.dev
     positions = pad(positions, padding, value=height * width)
     # (down * size, across * size) -> (down, size, across, size) -> (down, across, size, size)
     return positions.view(down, window_size, across, window_size).transpose(1, 2)
+
+
+def window_positions(grid: tuple[int, int], window_size: int) -> torch.Tensor:
+    """Say which patch each position of each attention window is.
+
+    The attention weights of a windowed block, `(batch * windows, heads, size ** 2, size ** 2)`, list the windows of an
+    image in the same order, row by row, and the queries and keys of a window in the same order, row by row.
+
+    Args:
+        grid (`tuple[int, int]`): rows and columns of patches: height and width of the image over the patch size.
+        window_size (`int`): `window_size` of the [`SamEncoderConfig`].
+
+    Returns:
+        `torch.LongTensor` of shape `(windows, window_size ** 2)`: indices of patches in the row-major grid, so that
+        `divmod(index, grid[1])` is the row and column; -1 for padding at the bottom or on the right. The first
+        position of a window is its top left patch, and never padding.
+
+    Raises:
+        `ValueError`: `grid` or `window_size` is not positive.
+    """
+    if window_size < 1 or min(grid) < 1:
+        raise ValueError(f"grid and window_size must be positive, got {grid} and {window_size}.")
+    positions = _cut_positions(grid, window_size, None).flatten(2).flatten(0, 1)
+    return positions.masked_fill(positions == grid[0] * grid[1], -1)
 
 
 def _has_padding(grid: tuple[int, int], window_size: int) -> bool:
@@ -65,7 +89,7 @@ def cut_windows(grid: tuple[int, int], window_size: int, device: torch.device | 
     Padded positions are queries like any other, so that all windows form one group.
     """
     height, width = grid
-    positions = _window_positions(grid, window_size, device)
+    positions = _cut_positions(grid, window_size, device)
     down, across = positions.shape[:2]
     places = torch.arange(positions.numel(), device=device).view(down, across, window_size, window_size)
     # (down, across, size, size) -> (down, size, across, size) -> (down * size, across * size)
@@ -80,7 +104,7 @@ def group_windows(grid: tuple[int, int], window_size: int, device: torch.device 
 
     The windows form up to four groups: whole windows, those at the right edge, those at the bottom, and the corner.
     """
-    positions = _window_positions(grid, window_size, device)
+    positions = _cut_positions(grid, window_size, device)
     parts: list[list[tuple[slice, int]]] = []  # For each axis: which windows, and how many positions they have.
     for side in grid:
         whole, rest = side // window_size, side % window_size

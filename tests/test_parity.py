@@ -193,11 +193,16 @@ def test_sam_encoder_equals_sam() -> None:
     )
     model = load(SamEncoder(config), peer, prefixed(SAM_TRANSFORMERS, there="vision_encoder."))
     pixels = torch.randn(2, 3, 512, 512)
-    ours = model(pixels, output_hidden_states=True)
-    theirs = peer(pixels, output_hidden_states=True)
+    model.set_attn_implementation("eager")
+    ours = model(pixels, output_hidden_states=True, output_attentions=True)
+    theirs = peer(pixels, output_hidden_states=True, output_attentions=True)
     report_difference("SamEncoder, SAM without compressor", ours.last_hidden_state, theirs.last_hidden_state)
     for index, (state, expected) in enumerate(zip(ours.hidden_states, theirs.hidden_states, strict=True)):
         report_difference(f"SamEncoder, hidden state {index}", state, expected)
+    for index, (weights, expected) in enumerate(zip(ours.attentions, theirs.attentions, strict=True)):
+        # (batch * windows * heads, n, n) -> (batch * windows, heads, n, n)
+        expected = expected.unflatten(0, (-1, SAM_SIZES["num_attention_heads"]))
+        report_difference(f"SamEncoder, logarithm of attention weights {index}", weights.log(), expected.log())
 
 
 @pytest.mark.parametrize("projection_dim", [None, 24])

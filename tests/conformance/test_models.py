@@ -57,6 +57,7 @@ class ClipVisionEncoderTester(ModelTester):
 
 class DeepEncoderTester(ModelTester):
     seq_length = 5  # CLIP's
+    num_hidden_states_types = 2  # CLIP's and SAM's
 
     def get_config(self) -> DeepEncoderConfig:
         config = DeepEncoderConfig.tiny(image_size=self.image_size)

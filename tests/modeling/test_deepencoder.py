@@ -155,19 +155,6 @@ def test_bad_inputs(tiny_model: DeepEncoder, changes: dict[str, Any], words: lis
 
 
 @torch.no_grad()
-def test_hidden_states_and_attentions_are_clips(tiny_model: DeepEncoder) -> None:
-    tiny_model.set_attn_implementation("eager")
-    inputs = page_inputs([(2, 1)])
-    output = tiny_model(**inputs, output_hidden_states=True, output_attentions=True)
-    assert [tuple(state.shape) for state in output.hidden_states] == [(1, 5, 32)] * 3
-    assert [tuple(weights.shape) for weights in output.attentions] == [(1, 2, 5, 5)] * 2
-    assert [tuple(state.shape) for state in output.local_hidden_states] == [(2, 2, 32)] * 3
-    assert len(output.local_attentions) == 2
-    tiny_model.config.output_hidden_states = True
-    assert len(tiny_model(inputs["pixel_values"]).hidden_states) == 3
-
-
-@torch.no_grad()
 def test_large_batches_run_in_parts(tiny_model: DeepEncoder) -> None:
     tiny_model.set_attn_implementation("eager")
     inputs = page_inputs([(2, 1), (1, 1), (3, 2)])
@@ -288,6 +275,33 @@ def test_compiles_as_one_graph(tiny_model: DeepEncoder, tmp_path: Path, monkeypa
     assert_same(compiled(**inputs), tiny_model(**inputs), atol=1e-5, rtol=1e-4)
     plain = page_inputs([(1, 1)])
     assert_same(compiled(**plain), tiny_model(**plain), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_exports_by_hand_for_batches_of_any_size(tiny_model: DeepEncoder, tmp_path: Path) -> None:
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(
+        tiny_model, (torch.zeros(2, 3, 128, 192),), dynamic_shapes={"pixel_values": batch}, strict=False
+    )
+    torch.export.save(program, tmp_path / "view.pt2")
+    for graph in (program.module(), torch.export.load(tmp_path / "view.pt2").module()):
+        for images in (1, 2, 5):
+            pixels = torch.randn(images, 3, 128, 192)
+            output, expected = graph(pixels), tiny_model(pixels)
+            assert output.vision_tokens.shape == (images, (3 + 1) * 2 + 1, 48)
+            for name in ("last_hidden_state", "pooler_output"):
+                torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
+            for tokens, wanted in zip(output.vision_tokens, expected.vision_tokens, strict=True):
+                torch.testing.assert_close(tokens, wanted, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_exports_by_hand_with_tiles(tiny_model: DeepEncoder) -> None:
+    inputs = page_inputs([(2, 1), (1, 1)]) | {"patches_grid": [(2, 1), (1, 1)]}
+    del inputs["num_local_patches"]
+    program = torch.export.export(tiny_model, (), inputs, strict=False)
+    inputs |= {name: torch.randn_like(inputs[name]) for name in ("pixel_values", "pixel_values_local")}
+    assert_same(program.module()(**inputs), tiny_model(**inputs), atol=1e-5, rtol=1e-4)
 
 
 def test_meta_initialisation_loads(tiny_model: DeepEncoder, tmp_path: Path) -> None:

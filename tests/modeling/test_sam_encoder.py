@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepencoder import SamEncoder, SamEncoderConfig
+from deepencoder import SamEncoder, SamEncoderConfig, window_positions
 from deepencoder.modeling import attention_schedules
 from deepencoder.modeling.attention_kernels import ATTENTION_KERNELS
 from deepencoder.modeling.memory_budgets import MemoryBudgets, set_memory_budgets
@@ -54,6 +54,51 @@ def test_hidden_states_and_attentions(model: Any) -> None:
     assert [weights.shape for weights in output.attentions] == [(4, 2, 36, 36), (2, 2, 32, 32), (4, 2, 36, 36)]
     for weights in output.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def attention_of_a_patch(model: Any, state: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    """Return the weights of the first block from one patch to the map `(height, width, hidden)`, patch by patch."""
+    block, size = model.layers[0].attn, model.config.window_size
+    heads, head_dim = model.config.num_attention_heads, model.config.head_dim
+    state = model.layers[0].layer_norm1(state)
+
+    def project(part: int, row: int, column: int) -> torch.Tensor:
+        inside = row < state.shape[0] and column < state.shape[1]
+        values = block.qkv(state[row, column] if inside else torch.zeros(state.shape[2]))
+        return values.view(3, heads, head_dim)[part]
+
+    query = project(0, row, column)
+    top, left = row - row % size, column - column % size
+    cells = [(top + i, left + j) for i in range(size) for j in range(size)]
+    scores = []
+    for i, j in cells:
+        position = block.rel_pos_h[row - i + size - 1] + block.rel_pos_w[column - j + size - 1]
+        scores.append((query * project(1, i, j)).sum(1) / head_dim**0.5 + query @ position)
+    weights = torch.stack(scores, dim=1).softmax(1)
+    page = torch.zeros(heads, *state.shape[:2])
+    for index, (i, j) in enumerate(cells):
+        if i < state.shape[0] and j < state.shape[1]:
+            page[:, i, j] = weights[:, index]
+    return page
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 7), (6, 3), (7, 9)])
+@torch.no_grad()
+def test_window_attention_is_placed_on_the_page(model: Any, row: int, column: int) -> None:
+    model.set_attn_implementation("eager")
+    output = model(torch.randn(2, 3, 128, 160), output_hidden_states=True, output_attentions=True)
+    height, width = output.hidden_states[0].shape[1:3]
+    positions = window_positions((height, width), model.config.window_size)
+    # (batch * windows, heads, n, n) -> (batch, windows, heads, n, n)
+    weights = output.attentions[0].unflatten(0, (-1, len(positions)))
+    (window, query), *others = (positions == row * width + column).nonzero().tolist()
+    assert others == []
+    real = positions[window] >= 0
+    for image in range(2):
+        placed = torch.zeros(2, height * width)
+        placed[:, positions[window, real]] = weights[image, window, :, query, real]
+        expected = attention_of_a_patch(model, output.hidden_states[0][image], row, column)
+        torch.testing.assert_close(placed.unflatten(1, (height, width)), expected, atol=1e-6, rtol=1e-5)
 
 
 # Whole windows, padded windows with resized tables, rectangles.

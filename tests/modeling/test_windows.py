@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepencoder.modeling.windows import WindowCache, cut_windows, group_windows
+from deepencoder.modeling.windows import WindowCache, cut_windows, group_windows, window_positions
 
 GRIDS = [(6, 9), (7, 5), (3, 3), (1, 10)]
 
@@ -60,3 +60,22 @@ def test_a_cache_cuts_each_grid_once() -> None:
     assert len(cache.get((7, 5), cpu).groups) == 1 and len(cache.get((7, 5), cpu, grouped=True).groups) == 4
     assert len(cache.get((5, 7), cpu).places) == 35
     assert cache.get((7, 5), torch.device("meta")).places.is_meta
+
+
+def test_positions_of_windows() -> None:
+    # Rows 0 to 3 and columns 0 to 4 in windows of 3: two windows down, two across.
+    expected = [
+        [0, 1, 2, 5, 6, 7, 10, 11, 12],
+        [3, 4, -1, 8, 9, -1, 13, 14, -1],
+        [15, 16, 17, -1, -1, -1, -1, -1, -1],
+        [18, 19, -1, -1, -1, -1, -1, -1, -1],
+    ]
+    assert window_positions((4, 5), 3).tolist() == expected
+    assert window_positions((1, 1), 2).tolist() == [[0, -1, -1, -1]]
+    assert window_positions((64, 64), 14).shape == (25, 196)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((4, 5), 0), ((0, 5), 3), ((4, -1), 3)])
+def test_sizes_that_are_not_positive(grid: tuple[int, int], size: int) -> None:
+    with pytest.raises(ValueError, match="grid and window_size must be positive"):
+        window_positions(grid, size)
