@@ -11,6 +11,7 @@ from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcesso
 from deepencoder.processing.modes import MODES
 
 RAW = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+NEAREST, BICUBIC = int(Image.Resampling.NEAREST), int(Image.Resampling.BICUBIC)
 SIZES = [(1754, 1240), (999, 1501), (37, 91), (300, 1500), (1500, 300), (640, 640), (1, 300)]
 ODD = {  # Views and tiles whose sides are no multiples of 64.
     "odd-view": {"size": {"height": 1040, "width": 720}},
@@ -43,21 +44,28 @@ def overlap(boxes: np.ndarray, mark: tuple[int, ...], margin: tuple[float, float
     return wide & (np.minimum(boxes[:, 3], bottom) > np.maximum(boxes[:, 1], top)) & (left < right) & (top < bottom)
 
 
-def check_mark(change: np.ndarray, boxes: np.ndarray, mark: tuple[int, ...], scale: tuple[float, float]) -> None:
-    """Check that exactly those cells changed whose boxes hold the mark; `scale` is the page's pixels in one of a view,
-    down and across."""
+def check_mark(
+    change: np.ndarray, boxes: np.ndarray, mark: tuple[int, ...], scale: tuple[float, float], resample: int
+) -> None:
+    """Check that exactly those cells changed whose boxes hold the mark, as far as the filter is sharp.
+
+    `scale` is the size of a view's pixel on the page, down and across.
+    """
     found, boxes = (cells(change) > 20).ravel(), boxes.reshape(-1, 4)
-    # Bicubic looks two pixels far, of the page or of the view, whichever are larger; without resizing, nowhere.
-    blur = (0.0, 0.0) if scale == (1, 1) else (2 * max(scale[1], 1) + 1e-6, 2 * max(scale[0], 1) + 1e-6)
-    assert not (found & ~overlap(boxes, mark, blur)).any(), "a token changed that does not show the mark"
-    within = overlap(boxes, mark, (-blur[0], -blur[1]))
-    assert not (within & ~found).any(), "a token that shows the mark did not change"
+    # Bicubic looks two pixels far, of the page or of the view, whichever are larger. Nearest takes the pixel of the
+    # page at the centre of one of the view, so it can only miss less than a pixel of the view.
+    blur = (2 * max(scale[1], 1), 2 * max(scale[0], 1))
+    missed = (-0.6 * scale[1], -0.6 * scale[0]) if resample == NEAREST else (-blur[0], -blur[1])
+    seen = overlap(boxes, mark, (0, 0) if resample == NEAREST else blur)
+    assert not (found & ~seen).any(), "a token changed that does not show the mark"
+    assert not (overlap(boxes, mark, missed) & ~found).any(), "a token that shows the mark did not change"
 
 
+@pytest.mark.parametrize("resample", [NEAREST, BICUBIC])
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_painted_marks_are_found(name: str) -> None:
-    processor = DeepEncoderImageProcessor(**PROCESSORS[name])
-    rng = np.random.default_rng(len(name))
+def test_painted_marks_are_found(name: str, resample: int) -> None:
+    processor = DeepEncoderImageProcessor(**PROCESSORS[name], resample=resample)
+    rng = np.random.default_rng(len(name) + resample)
     for size in SIZES if name in ODD else SIZES[:4]:
         height, width = page_size(name, size)
         layout = processor.get_token_layout(height, width)
@@ -74,7 +82,7 @@ def test_painted_marks_are_found(name: str) -> None:
         scale = (height / change.shape[0], width / change.shape[1])
         if processor.do_pad and processor.do_resize:
             scale = (max(scale),) * 2
-        check_mark(change, layout.boxes[layout.view_index], mark, scale)
+        check_mark(change, layout.boxes[layout.view_index], mark, scale, resample)
         if "pixel_values_local" not in inputs:
             assert layout.tile_index.size == layout.mosaic_index.size == 0
             continue
@@ -82,8 +90,9 @@ def test_painted_marks_are_found(name: str) -> None:
         tiles = inputs["pixel_values_local"][:, 0].astype(int)
         side = tiles.shape[-1]
         assert len(layout.tile_index) == len(tiles) == columns * rows
+        scale = (height / (rows * side), width / (columns * side))
         for own, tile, old in zip(layout.tile_index, tiles, blank["pixel_values_local"][:, 0], strict=True):
-            check_mark(np.abs(tile - old), layout.boxes[own], mark, (height / (rows * side), width / (columns * side)))
+            check_mark(np.abs(tile - old), layout.boxes[own], mark, scale, resample)
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

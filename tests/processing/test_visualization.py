@@ -98,7 +98,7 @@ def test_similarity_with_a_layout(kind: str) -> None:
     left = torch.from_numpy(layout.boxes[:, 2] <= 1000)
     tokens[left, 0] = 1
     tokens[~left, 1] = 1
-    tokens[layout.is_padding] = torch.tensor([-9.0, 0, 0, 0])
+    tokens[layout.is_padding] = torch.tensor([0, -9.0, 0, 0])
     index, page = layout.find_token(1900, 900, kind), Image.new("RGB", (400, 200), (255, 255, 255))
     picture = draw_similarity(page, tokens, index, layout)
     assert picture.size == (400, 200)
