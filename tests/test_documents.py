@@ -70,7 +70,7 @@ def test_snippets_leave_their_files(folder: Path) -> None:
     readme = folder / "README"
     for name in ("my-encoder/model.safetensors", "features.safetensors", "table.png", "deepseek-encoder/config.json"):
         assert (readme / name).is_file(), name
-    for name in ("convert/my-deepseek-ocr/model.safetensors", "export/encoder-small.onnx", "extract/corpus/README.md"):
+    for name in ("convert/my-deepseek-ocr/model.safetensors", "export/view.onnx", "extract/corpus/README.md"):
         assert (folder / name).is_file(), name
 
 

@@ -20,14 +20,15 @@ OPSET = 18
 
 
 @contextmanager
-def _silenced(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _silenced(*names: str) -> Iterator[None]:
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _write_onnx(view: ExportedView, shape: tuple[int, ...], path: Path, metadata: dict[str, str]) -> Any:
@@ -37,7 +38,7 @@ def _write_onnx(view: ExportedView, shape: tuple[int, ...], path: Path, metadata
     except ImportError as error:
         raise ImportError("ONNX export needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
     names = list(MODELS[view.model.config.model_type].exported_outputs)
-    with warnings.catch_warnings(), _silenced("torch.onnx"):  # They are about the exporter's own code.
+    with warnings.catch_warnings(), _silenced("torch.onnx", "onnx_ir"):  # They are about the exporter's own code.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             view,

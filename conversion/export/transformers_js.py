@@ -17,6 +17,7 @@ from .exporting import describe_layout, export_model
 
 __all__ = ["export_for_transformers_js", "image_processor_fields"]
 
+LANCZOS = 1  # In Node, the other filters of the library do not smooth a page before they shrink it.
 GRAPH_NAME = "model.onnx"
 DATA_NAME = "model.onnx_data"  # The only name for external data that transformers.js looks for.
 
@@ -52,7 +53,7 @@ def image_processor_fields(processor: DeepEncoderImageProcessor, image_size: int
     mean, std = np.broadcast_to(mean, 3).astype(float), np.broadcast_to(std, 3).astype(float)
     fields = {
         "do_resize": True,
-        "resample": int(processor.resample),
+        "resample": LANCZOS,
         "do_rescale": True,
         "rescale_factor": float(processor.rescale_factor),
         "do_normalize": bool(processor.do_normalize),
@@ -67,7 +68,8 @@ def image_processor_fields(processor: DeepEncoderImageProcessor, image_size: int
     color = np.broadcast_to(processor.background_color, 3) * fields["rescale_factor"]
     return {
         "image_processor_type": "VLMImageProcessor",
-        "size": {"longest_edge": image_size},
+        # The library rounds the sides down. Half a pixel more comes close to Pillow, which rounds them.
+        "size": {"longest_edge": image_size + 0.5},
         "do_pad": True,
         "pad_size": square,
         "background_color": ((color - mean) / std / fields["rescale_factor"]).tolist(),

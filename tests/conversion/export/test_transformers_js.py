@@ -36,14 +36,21 @@ PROCESSORS = {
 }
 
 
-@pytest.fixture(scope="session", params=PROCESSORS)
-def exported(
-    request: pytest.FixtureRequest, shallowest_model: DeepEncoder, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, DeepEncoderImageProcessor]:
-    """A folder for transformers.js, and the image processor whose fields it has."""
+@pytest.fixture(scope="session")
+def padded(shallowest_model: DeepEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for transformers.js whose pages are padded."""
     pytest.importorskip("onnxruntime")
-    folder, processor = tmp_path_factory.mktemp(request.param) / "encoder-js", PROCESSORS[request.param]
-    export_for_transformers_js(shallowest_model, folder, processor, SIDE)
+    folder = tmp_path_factory.mktemp("padded") / "encoder-js"
+    export_for_transformers_js(shallowest_model, folder, PROCESSORS["padded"], SIDE)
+    return folder
+
+
+@pytest.fixture(params=PROCESSORS)
+def exported(request: pytest.FixtureRequest, padded: Path, tmp_path: Path) -> tuple[Path, DeepEncoderImageProcessor]:
+    """A folder for transformers.js, and the image processor whose fields it has. The graph is the same in both."""
+    folder, processor = tmp_path / "encoder-js", PROCESSORS[request.param]
+    shutil.copytree(padded, folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor_fields(processor, SIDE)))
     return folder, processor
 
 
@@ -81,7 +88,8 @@ def test_node_gives_the_models_numbers(exported: Any, shallowest_model: DeepEnco
         "pooler_output": outputs.pooler_output,
         "vision_tokens": torch.stack(outputs.vision_tokens),
     }
-    found = run_node(folder, pixels.numpy(), pages, tmp_path)
+    Image.open(ROOT / "examples" / "table.png").crop((0, 100, 400, 700)).save(tmp_path / "large.png")
+    found = run_node(folder, pixels.numpy(), [*pages, tmp_path / "large.png"], tmp_path)
     for name, values in expected.items():
         from_pages = np.concatenate([found[f"{index}.{name}"] for index in range(len(pages))])
         for source, ours in (("pixels", found[f"pixels.{name}"]), ("pages", from_pages)):
@@ -89,16 +97,20 @@ def test_node_gives_the_models_numbers(exported: Any, shallowest_model: DeepEnco
             difference = np.abs(ours - values.numpy()).max()
             print(f"{source}, {name}: {difference:.1e}")
             assert difference <= TOLERANCE
+    # A page that is resized differs from Pillow's by little on average.
+    resized = processor(tmp_path / "large.png", return_tensors="np")["pixel_values"]
+    difference = np.abs(found[f"{len(pages)}.pixel_values"] - resized).mean() * 127.5
+    print(f"resized: {difference:.2f} of 255 on average")
+    assert 0 < difference < 2
     np.testing.assert_array_equal(found["pixels.image_newline"], shallowest_model.image_newline)
     np.testing.assert_array_equal(found["pixels.view_separator"], shallowest_model.view_separator)
 
 
 @needs_node
-def test_the_snippet_of_the_guide_runs(exported: Any, tmp_path: Path) -> None:
-    folder, _ = exported
+def test_the_snippet_of_the_guide_runs(padded: Path, tmp_path: Path) -> None:
     (snippet,) = re.findall(r"^```js\n(.*?)^```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "snippet.mjs").write_text(snippet)
-    for name, target in (("encoder-js", folder), ("examples", ROOT / "examples"), ("node_modules", NODE_MODULES)):
+    for name, target in (("encoder-js", padded), ("examples", ROOT / "examples"), ("node_modules", NODE_MODULES)):
         (tmp_path / name).symlink_to(target)
     command = ["node", "snippet.mjs"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
@@ -106,19 +118,18 @@ def test_the_snippet_of_the_guide_runs(exported: Any, tmp_path: Path) -> None:
     assert done.stdout.split() == "[ 1, 32 ] [ 1, 21, 48 ] [ 4, 4 ]".split()
 
 
-def test_the_folder(exported: Any) -> None:
-    folder, processor = exported
-    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+def test_the_folder(padded: Path) -> None:
+    names = {str(path.relative_to(padded)) for path in padded.rglob("*") if path.is_file()}
     assert names == {"config.json", "preprocessor_config.json", "onnx/model.onnx", "onnx/model.onnx_data"}
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((padded / "config.json").read_text())
     assert config["model_type"] == "deepencoder" and config["projection_dim"] == 48
     assert config["layout"]["image_size"] == SIDE and config["layout"]["token_grid"] == [4, 4]
     assert config["transformers.js_config"] == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
-    fields = json.loads((folder / "preprocessor_config.json").read_text())
-    if processor.do_pad:
-        assert fields["size"] == {"longest_edge": SIDE} and fields["pad_size"] == {"height": SIDE, "width": SIDE}
-    else:
-        assert fields["size"] == {"height": SIDE, "width": SIDE} and "pad_size" not in fields
+    fields = json.loads((padded / "preprocessor_config.json").read_text())
+    assert fields == image_processor_fields(PROCESSORS["padded"], SIDE)
+    assert fields["size"] == {"longest_edge": SIDE + 0.5} and fields["pad_size"] == {"height": SIDE, "width": SIDE}
+    squashed = image_processor_fields(PROCESSORS["squashed"], SIDE)
+    assert squashed["size"] == {"height": SIDE, "width": SIDE} and "pad_size" not in squashed
 
 
 def test_a_colour_is_written_as_what_becomes_its_normalised_value() -> None:
