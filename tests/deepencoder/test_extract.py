@@ -263,6 +263,15 @@ def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> Non
     assert code == 2 and "earlier work" in err
 
 
+def test_vectors_for_late_interaction(cli: Any, model: Path, tmp_path: Path) -> None:
+    folder, output = write_pictures(tmp_path / "pages", 1), tmp_path / "output"
+    command = ["extract", folder, "-o", output, "--model", model, "--outputs", "multi_vector", "--vector-width"]
+    assert cli(*command, "0")[0] == 2
+    assert cli(*command, "8", "--vector-pool", "3", "--mode", "tiny")[0] == 0
+    (row,) = rows_of(output).values()
+    assert [len(vector) for vector in row["multi_vector"]] == 9 * [8]  # of 8 x 8 tokens
+
+
 def test_a_run_that_writes_nothing_fails(cli: Any, model: Path, tmp_path: Path) -> None:
     write_bad_pages(tmp_path / "bad")
     arguments = ["--model", model, "--workers", "0"]

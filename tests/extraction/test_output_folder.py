@@ -231,3 +231,26 @@ def test_settings_of_odd_names_are_reported_in_one_line(load: Load, tmp_path: Pa
     with pytest.raises(ValueError, match="made with other settings") as caught:
         extract(settings(corpus), output, load)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+def test_the_vectors_of_a_folder_are_described_and_stay_the_same(load: Load, tmp_path: Path) -> None:
+    corpus, output = write_pictures(tmp_path / "corpus", 1), tmp_path / "output"
+    vectors = settings(corpus, outputs=("multi_vector",), vector_pool=1, vector_width=8)
+    extract(vectors, output, load, workers=0)
+    (row,) = rows_of(output)
+    assert [len(vector) for vector in row["multi_vector"]] == 4 * [8]
+    card = (output / "README.md").read_text()
+    assert "1 x 1 tokens" in card and "more than 8 values" in card and "make_projection" in card
+    with pytest.raises(ValueError, match="vector_pool was 1 and is 2; vector_width was 8 and is 128"):
+        extract(settings(corpus, outputs=("multi_vector",)), output, load)
+
+
+def test_folders_of_earlier_versions_are_continued(load: Load, tmp_path: Path) -> None:
+    """Version 0.1 had no settings of vectors."""
+    corpus, output = write_pictures(tmp_path / "corpus", 1), tmp_path / "output"
+    extract(settings(corpus), output, load, workers=0)
+    manifest = json.loads((output / "manifest.json").read_bytes())
+    manifest["settings"] = {name: value for name, value in manifest["settings"].items() if "vector" not in name}
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    write_pictures(corpus, 2)
+    assert extract(settings(corpus), output, load, workers=0).written == 1
