@@ -124,7 +124,7 @@ def _describe_clip(config: Any) -> Iterator[str]:
 
 
 def _architecture(folder: Path, config: Any, num_parameters: int) -> str:
-    stored = describe_stored(sorted(folder.glob("model*.safetensors")))
+    stored = describe_stored(folder)
     lines = [
         f"{num_parameters:,} parameters. Model type `{config.model_type}`.",
         f"The weights take {describe_weights(num_parameters)}" + (f"; here they are {stored}." if stored else "."),

@@ -4,7 +4,6 @@ Unusual: measurements hold for one architecture on one machine. They are shown f
 with the name of the processor. `benchmarks/results` holds the runs they come from.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +77,12 @@ def describe_weights(num_parameters: int) -> str:
     return ", ".join(f"{size} in {' or '.join(dtypes)}" for size, dtypes in sizes.items())
 
 
-def describe_stored(files: Sequence[Path]) -> str | None:
-    """Return the size and the dtypes of safetensors files, for example `802 MB in bfloat16`; None if one is damaged.
+def describe_stored(folder: Path) -> str | None:
+    """Return the size and the dtypes of a model's weights, for example `802 MB in bfloat16`.
 
-    Only the headers are read.
+    Only the headers are read. None if the folder has no weights in safetensors files, or damaged ones.
     """
+    files = [*folder.glob("model.safetensors")] or [*folder.glob("model-*-of-*.safetensors")]
     dtypes = set()
     try:
         for file in files:

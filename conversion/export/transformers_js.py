@@ -47,15 +47,15 @@ def image_processor_fields(processor: DeepEncoderImageProcessor, image_size: int
     """
     if not processor.do_rescale or not processor.do_resize:
         raise ValueError("image_processor must have do_rescale and do_resize for transformers.js, and lacks one.")
-    mean, std = processor.image_mean, processor.image_std
-    if not processor.do_normalize:
-        mean, std = 0.0, 1.0
-    mean, std = np.broadcast_to(mean, 3).astype(float), np.broadcast_to(std, 3).astype(float)
+    mean, std = np.zeros(3), np.ones(3)
+    if processor.do_normalize:
+        mean, std = mean + processor.image_mean, std * processor.image_std  # Either may be one number.
+    factor = float(processor.rescale_factor)
     fields = {
         "do_resize": True,
         "resample": LANCZOS,
         "do_rescale": True,
-        "rescale_factor": float(processor.rescale_factor),
+        "rescale_factor": factor,
         "do_normalize": bool(processor.do_normalize),
         "image_mean": mean.tolist(),
         "image_std": std.tolist(),
@@ -65,14 +65,14 @@ def image_processor_fields(processor: DeepEncoderImageProcessor, image_size: int
     if not processor.do_pad:
         return {"image_processor_type": "ViTImageProcessor", "size": square, "do_pad": False, **fields}
     # The library only multiplies the colour by the factor, and writes it beside pixels that are normalised already.
-    color = np.broadcast_to(processor.background_color, 3) * fields["rescale_factor"]
+    color = (np.zeros(3) + processor.background_color) * factor
     return {
         "image_processor_type": "VLMImageProcessor",
         # The library rounds the sides down. Half a pixel more comes close to Pillow, which rounds them.
         "size": {"longest_edge": image_size + 0.5},
         "do_pad": True,
         "pad_size": square,
-        "background_color": ((color - mean) / std / fields["rescale_factor"]).tolist(),
+        "background_color": ((color - mean) / std / factor).tolist(),
         **fields,
     }
 

@@ -60,7 +60,7 @@ def export(
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Export a model to ONNX or with torch.export, for pages of one size and batches of any size.
+    """Export a model to ONNX, with torch.export or for transformers.js, for pages of one size and batches of any size.
 
     The graph is compared with the model, and is written only if the two agree. Its metadata describe its inputs and
     outputs, and where the tokens lie. The weights of FILE.onnx lie beside it, in FILE.onnx.data.

@@ -55,8 +55,10 @@ def info(
         measured = measurements_of(config, count)
         console.print(_list_modes(load_processor(source), measured))
         if measured:
-            console.print(f"Costs of a page on {MEASURED_ON}, in addition to the weights; gundam with 6 tiles.")
-        console.print("Where each token lies on the page: processor.get_token_layout(height, width), docs/tokens.md.")
+            costs = f"Time and memory of a page on {MEASURED_ON}, without the weights; gundam with 6 tiles."
+            console.print(costs, soft_wrap=True)
+        where = "processor.get_token_layout(height, width) says where each token lies on the page; see docs/tokens.md."
+        console.print(where, soft_wrap=True)
 
 
 def _read_config(source: Source | None, console: Console) -> Any:
@@ -83,7 +85,7 @@ def _describe_size(source: Source | None, config: Any, num_parameters: int) -> s
     text = f"weights: {describe_weights(num_parameters)}"
     stored = None
     if source is not None and os.path.isdir(source.model) and not source.is_original:
-        stored = describe_stored(sorted(Path(source.model).glob("model*.safetensors")))
+        stored = describe_stored(Path(source.model))
     if stored is not None:
         return f"{text}; stored: {stored}"
     dtype = str(config.dtype or "").removeprefix("torch.")

@@ -50,13 +50,13 @@ def test_sizes() -> None:
 
 
 def test_stored_weights(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(1000, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    save_file({"b": torch.zeros(1000)}, tmp_path / "b.safetensors")
-    size = (tmp_path / "a.safetensors").stat().st_size
-    assert describe_stored([tmp_path / "a.safetensors"]) == f"{size / 1000:.3g} kB in bfloat16"
-    both = describe_stored([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
-    assert both is not None and both.endswith("in bfloat16 and float32")
-    (tmp_path / "c.safetensors").write_bytes(b"no header")
-    assert describe_stored([tmp_path / "c.safetensors"]) is None
-    assert describe_stored([tmp_path / "gone.safetensors"]) is None
-    assert describe_stored([]) is None
+    assert describe_stored(tmp_path) is None and describe_stored(tmp_path / "gone") is None
+    for part, dtype in (("1", torch.bfloat16), ("2", torch.float32)):
+        save_file({part: torch.zeros(1000, dtype=dtype)}, tmp_path / f"model-0000{part}-of-00002.safetensors")
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert describe_stored(tmp_path) == f"{size / 1000:.3g} kB in bfloat16 and float32"
+    save_file({"all": torch.zeros(1000, dtype=torch.float16)}, tmp_path / "model.safetensors")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert describe_stored(tmp_path) == f"{size / 1000:.3g} kB in float16"
+    (tmp_path / "model.safetensors").write_bytes(b"no header")
+    assert describe_stored(tmp_path) is None
