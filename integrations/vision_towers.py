@@ -20,7 +20,7 @@ def _check_replaceable(module: nn.Module, place: str) -> None:
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         raise ValueError(
             f"model: accelerate places the parts of {place} on several devices, or offloads them. Load the model onto "
-            "one device, and replace its vision tower before it is dispatched."
+            "one device."
         )
     for name, parameter in module.named_parameters():
         if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.is_floating_point():
@@ -69,7 +69,8 @@ def replace_vision_tower(model: Any) -> Any:
     its newline token and its separator. `save_pretrained`, `state_dict` and `load_state_dict` use the names of its own
     code, so that the result loads where this package is not installed. Parameters keep their dtype, device and
     `requires_grad`, and are not copied. Where the projections to queries, keys and values are separate parameters,
-    they become one; therefore make the optimiser afterwards.
+    they become one; therefore make the optimiser afterwards. accelerate cannot offload the model as long as our
+    encoder is in it.
 
     Args:
         model: transformers' `UnlimitedOcrForConditionalGeneration`, a model of DeepSeek-OCR's own code (with the parts
