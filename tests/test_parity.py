@@ -80,6 +80,25 @@ def test_deepencoder_equals_unlimited_ocr(size: tuple[int, int], implementation:
     report_difference(f"DeepEncoder {implementation} {size}", ours, theirs)
 
 
+@torch.no_grad()
+def test_layers_equal_those_of_unlimited_ocr() -> None:
+    """28 x 44 patches: windows with padding, and resized tables."""
+    peer, model = deepencoder_pair()
+    model.set_attn_implementation("eager")
+    pixels, wanted = torch.randn(2, 3, 448, 704), {"output_hidden_states": True, "output_attentions": True}
+    ours, theirs, theirs_sam = model(pixels, **wanted), peer(pixels, **wanted), peer.sam_encoder(pixels, **wanted)
+    # The last hidden state of a peer is its output.
+    for name, half in (("", theirs), ("sam_", theirs_sam)):
+        states, expected = ours[f"{name}hidden_states"], half.hidden_states
+        assert len(states) == len(expected) > 3
+        for index, state in enumerate(states[:-1]):
+            report_difference(f"{name}hidden state {index}", state, expected[index])
+        for index, weights in enumerate(ours[f"{name}attentions"]):
+            # SAM's: (batch * windows * heads, n, n) -> (batch * windows, heads, n, n)
+            expected = half.attentions[index].reshape(weights.shape)
+            report_difference(f"{name}logarithm of attention weights {index}", weights.log(), expected.log())
+
+
 @pytest.mark.parametrize("size", [(512, 512), (1024, 1024), (448, 704)], ids=str)
 @torch.no_grad()
 def test_deepencoder_is_as_exact_as_unlimited_ocr_in_bfloat16(size: tuple[int, int]) -> None:
