@@ -64,6 +64,11 @@ def prompt(seed: int = 1) -> dict[str, Any]:
     }
 
 
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Tell whether two state dicts hold the same, in any order."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 class MetaAttention(nn.Module):
     def __init__(self, dim: int, heads: int, side: int) -> None:
         super().__init__()

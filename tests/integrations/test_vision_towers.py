@@ -1,7 +1,5 @@
 """Models of other code compute, generate, train and are saved as before with our encoder in their vision tower."""
 
-import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,11 @@ from torch import nn
 
 from deepencoder import ClipVisionEncoder, SamEncoder, replace_vision_tower, restore_vision_tower
 from deepencoder.conversion.key_tables import DEEPENCODER_UNLIMITED_OCR_VISION
-from deepencoder.modeling.memory_budgets import MemoryBudgets, set_memory_budgets
 
 from ..conftest import report_difference
-from .peers import deepseek_images, prompt, tiny_deepseek_ocr, tiny_deepseek_ocr2, tiny_unlimited_ocr
+from .peers import prompt, same_tensors, tiny_unlimited_ocr
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
-
-
-def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @torch.no_grad()
@@ -41,45 +34,6 @@ def test_generation_stays_the_same() -> None:
     assert len(set(ids[:, -8:].flatten().tolist())) > 2, "a constant answer would be the same whatever the model sees"
 
 
-@torch.no_grad()
-def test_hidden_states_and_attentions_are_clips() -> None:
-    model, inputs = tiny_unlimited_ocr(), prompt()
-    model.set_attn_implementation("eager")
-    names = ("pixel_values", "pixel_values_local", "num_local_patches", "patches_grid")
-    pages = {name: inputs[name] for name in names} | {"output_hidden_states": True, "output_attentions": True}
-    expected = model.get_image_features(**pages)
-    found = replace_vision_tower(model).get_image_features(**pages)
-    for field in ("hidden_states", "attentions", "local_hidden_states", "local_attentions", "pooler_output"):
-        assert len(found[field]) == len(expected[field]) > 1
-        for ours, theirs in zip(found[field], expected[field], strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_deepseek_ocrs_own_code() -> None:
-    model, images = tiny_deepseek_ocr(), deepseek_images()
-    before, expected = {name: value.clone() for name, value in model.state_dict().items()}, model(images)
-    replace_vision_tower(model)
-    assert type(model.model.sam_model.deepencoder) is SamEncoder
-    assert type(model.model.vision_model.deepencoder) is ClipVisionEncoder
-    for ours, theirs in zip(model(images), expected, strict=True):
-        report_difference("logits", ours, theirs, tolerance=1e-5)
-    assert same_tensors(model.state_dict(), before)
-    assert same_tensors(restore_vision_tower(model).state_dict(), before)
-    for ours, theirs in zip(model(images), expected, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-@torch.no_grad()
-def test_sam_in_deepseek_ocr2() -> None:
-    model, pixels = tiny_deepseek_ocr2(), torch.randn(2, 3, 1024, 1024)
-    before, expected = model.state_dict(), model.model.vision_tower(pixels[:1]).last_hidden_state
-    replace_vision_tower(model)
-    assert type(model.model.vision_tower.sam_encoder.deepencoder) is SamEncoder
-    report_difference("tokens", model.model.vision_tower(pixels[:1]).last_hidden_state, expected, tolerance=1e-4)
-    assert same_tensors(model.state_dict(), before)
-
-
 @pytest.mark.parametrize("from_disk", [False, True], ids=["built", "loaded"])
 def test_saved_models_are_those_of_the_other_code(from_disk: bool, tmp_path: Path) -> None:
     model, inputs = tiny_unlimited_ocr(), prompt()
@@ -94,24 +48,6 @@ def test_saved_models_are_those_of_the_other_code(from_disk: bool, tmp_path: Pat
     assert (tmp_path / "before/config.json").read_text() == (tmp_path / "after/config.json").read_text()
     loaded = type(model).from_pretrained(tmp_path / "after")
     assert torch.equal(loaded(**inputs).logits, logits)
-
-
-def test_state_dicts_are_loaded_by_the_names_of_the_other_code() -> None:
-    model, other = tiny_unlimited_ocr(seed=0), tiny_unlimited_ocr(seed=1)
-    replace_vision_tower(model)
-    sam = model.model.vision_tower.sam_encoder.deepencoder
-    weight = sam.layers[0].attn.qkv.weight
-    model.load_state_dict(other.state_dict())
-    assert same_tensors(model.state_dict(), other.state_dict())
-    assert sam.layers[0].attn.qkv.weight is weight
-    broken = other.state_dict()
-    name = "model.vision_tower.vision_encoder.pre_layrnorm.weight"
-    broken[name] = torch.zeros(7)
-    with pytest.raises(RuntimeError, match="pre_layernorm.weight"):
-        model.load_state_dict(broken)
-    del broken[name]
-    with pytest.raises(RuntimeError, match="Missing"):
-        model.load_state_dict(broken)
 
 
 def test_restored_models_are_as_before() -> None:
@@ -131,17 +67,6 @@ def test_restored_models_are_as_before() -> None:
         model.model.vision_tower.vision_encoder.deepencoder.layers[0].self_attn.qkv_proj.bias.fill_(3)
     layer = restore_vision_tower(model).model.vision_tower.vision_encoder.encoder.layers[0]
     assert (layer.self_attn.k_proj.bias == 3).all()
-
-
-def test_parameters_are_handed_over_not_copied() -> None:
-    model = tiny_unlimited_ocr()
-    tower = model.model.vision_tower
-    count, old = sum(parameter.numel() for parameter in model.parameters()), tower.sam_encoder.layers[1].attn.qkv
-    weight, separate = old.weight, tower.vision_encoder.encoder.layers[0].self_attn.q_proj
-    replace_vision_tower(model)
-    assert tower.sam_encoder.deepencoder.layers[1].attn.qkv.weight is weight
-    assert old.weight.is_meta and separate.weight.is_meta, "what is left of the other code's parts holds no data"
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -181,47 +106,6 @@ def test_gradients_are_the_same(checkpointing: bool) -> None:
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-3)
     restored = restore_vision_tower(model.eval()).model.vision_tower.sam_encoder
     assert not restored.layers[0].training and restored.layers[0].gradient_checkpointing == checkpointing
-
-
-def test_frozen_and_narrow_towers_stay_so() -> None:
-    model = tiny_deepseek_ocr()
-    model.model.sam_model.requires_grad_(False)
-    replace_vision_tower(model)
-    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    assert names and all(name.startswith("model.sam_model.") for name in names)
-    model.bfloat16()
-    assert model.state_dict()["model.vision_model.embeddings.patch_embedding.weight"].dtype == torch.bfloat16
-    restore_vision_tower(model)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert not model.model.sam_model.pos_embed.requires_grad
-    assert model.model.vision_model.embeddings.position_ids.dtype == torch.int64
-
-
-@torch.no_grad()
-def test_many_tiles_run_in_parts() -> None:
-    model, pixels = tiny_unlimited_ocr(), torch.randn(5, 3, 128, 128)
-    sam = replace_vision_tower(model).model.vision_tower.sam_encoder
-    whole = sam(pixels).last_hidden_state
-    sizes: list[int] = []
-    sam.deepencoder.register_forward_hook(lambda *call: sizes.append(len(call[2].last_hidden_state)))
-    set_memory_budgets(model, MemoryBudgets(views=2 * 8 * 8 * 32 * 4))
-    torch.testing.assert_close(sam(pixels).last_hidden_state, whole, atol=1e-5, rtol=1e-4)
-    assert sizes == [2, 2, 1]
-    assert sam(pixels[:0]).last_hidden_state.shape == (0, 24, 2, 2)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=str)
-def test_copies_are_independent(duplicate: Callable[[Any], Any]) -> None:
-    model, images = tiny_deepseek_ocr(), deepseek_images()
-    twin = duplicate(replace_vision_tower(model))
-    with torch.no_grad():
-        expected = twin(images)
-        for parameter in model.parameters():
-            parameter.zero_()
-        for one, other in zip(twin(images), expected, strict=True):
-            assert torch.equal(one, other) and one.any()
-    restored = restore_vision_tower(twin).state_dict()
-    assert restored["model.sam_model.pos_embed"].any() and "model.vision_model.embeddings.position_ids" in restored
 
 
 def refused(prepare: Callable[[Any], Any], message: str) -> None:
