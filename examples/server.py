@@ -92,7 +92,7 @@ class Batcher:
                 batch.append(await asyncio.wait_for(self.queue.get(), deadline - loop.time()))
             except TIMEOUT:
                 break
-        return [(page, future) for page, future in batch if not future.done()]  # Some clients may have gone.
+        return batch
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
