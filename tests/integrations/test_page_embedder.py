@@ -1,5 +1,7 @@
 """Pages in sentence-transformers: masks, dimensions, batches of different pages, saving and loading."""
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,13 @@ def test_models_of_other_kinds_and_backends_are_refused(encoder: Any, tmp_path: 
         PageEmbedder.load(str(tmp_path))
     with pytest.raises(ValueError, match="backend must be 'torch', got 'onnx'"):
         PageEmbedder.load(str(tmp_path), backend="onnx")
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers.base.modules", None)
+    monkeypatch.delitem(sys.modules, PageEmbedder.__module__)
+    with pytest.raises(ImportError, match=r"deepencoder\[search\]"):
+        importlib.import_module(PageEmbedder.__module__)
 
 
 def test_dimensions_of_the_published_size() -> None:
