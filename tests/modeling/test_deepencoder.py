@@ -282,9 +282,8 @@ def test_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @torch.no_grad()
 def test_compiles_as_one_graph_without_tiles(tiny_model: DeepEncoder) -> None:
     compiled = torch.compile(tiny_model, fullgraph=True, backend="eager")
-    for size in (128, 192):
-        plain = page_inputs([(1, 1)], size=size)
-        assert_same(compiled(**plain), tiny_model(**plain), atol=1e-5, rtol=1e-4)
+    plain = page_inputs([(1, 1)])
+    assert_same(compiled(**plain), tiny_model(**plain), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
