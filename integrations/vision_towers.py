@@ -65,10 +65,10 @@ def _modules_with_ours(model: nn.Module) -> list[tuple[nn.Module, Swap]]:
 def replace_vision_tower(model: Any) -> Any:
     """Let a vision-language model of other code see through our encoder.
 
-    It computes the same in less memory, and mostly in less time. The model stays an object of its class and keeps its projector,
-    its newline token and its separator. `save_pretrained`, `state_dict` and `load_state_dict` use the names of its own
-    code, so that the result loads where this package is not installed. Parameters keep their dtype, device and
-    `requires_grad`, and are not copied. Where the projections to queries, keys and values are separate parameters,
+    It computes the same in less memory, and mostly in less time. The model stays an object of its class and keeps its
+    projector, its newline token and its separator. `save_pretrained`, `state_dict` and `load_state_dict` use the names
+    of its own code, so that the result loads where this package is not installed. Parameters keep their dtype, device
+    and `requires_grad`, and are not copied. Where the projections to queries, keys and values are separate parameters,
     they become one; therefore make the optimiser afterwards. accelerate cannot offload the model as long as our
     encoder is in it.
 
