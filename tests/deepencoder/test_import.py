@@ -47,7 +47,7 @@ def test_a_checkout_without_symbolic_links_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_arrows_point_one_way(room: str) -> None:
-    """configuration <- modeling, processing <- extraction, conversion <- integrations, sharing; all relative inside."""
+    """configuration <- modeling, processing <- extraction, conversion <- integrations, sharing; relative inside."""
     for path in (ROOT / room).rglob("*.py"):
         depth = len(path.relative_to(ROOT / room).parents)  # 1 for a module of the room itself
         for node in ast.walk(ast.parse(path.read_text())):
