@@ -32,7 +32,13 @@ if TYPE_CHECKING:
         SamEncoder,
         window_positions,
     )
-    from .processing import DeepEncoderImageProcessor, TokenLayout, draw_similarity, stitch_vision_tokens
+    from .processing import (
+        DeepEncoderImageProcessor,
+        TokenLayout,
+        draw_heat_map,
+        draw_similarity,
+        stitch_vision_tokens,
+    )
 
 __all__ = [
     "ClipVisionEncoder",
@@ -46,6 +52,7 @@ __all__ = [
     "SamEncoderConfig",
     "TokenLayout",
     "window_positions",
+    "draw_heat_map",
     "draw_similarity",
     "insert_vision_tokens",
     "replace_vision_tower",
@@ -73,6 +80,7 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "SamEncoderConfig": ".configuration.sam_encoder",
             "TokenLayout": ".processing.token_layout",
             "window_positions": ".modeling.windows",
+            "draw_heat_map": ".processing.visualization",
             "draw_similarity": ".processing.visualization",
             "insert_vision_tokens": ".integrations.ready_tokens",
             "replace_vision_tower": ".integrations.vision_towers",

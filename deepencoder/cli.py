@@ -98,3 +98,7 @@ def main() -> None:
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

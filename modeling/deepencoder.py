@@ -64,7 +64,7 @@ class DeepEncoderOutput(BaseModelOutputWithPooling):
             `last_hidden_state` covers 4 x 4 of these patches.
         sam_attentions (`tuple[torch.Tensor]`, *optional*): on request, SAM's attention weights of the global view. A
             global block has `(batch, heads, N, N)` with `N = H / 16 * W / 16`, row-major; a windowed block
-            `(batch * windows, heads, 196, 196)`, padding included:
+            `(batch * windows, heads, window_size**2, window_size**2)`, padding included:
             [`~deepencoder.window_positions`] says which patch each position is.
         local_sam_hidden_states (`tuple[torch.Tensor]`, *optional*): `sam_hidden_states` of the tiles.
         local_sam_attentions (`tuple[torch.Tensor]`, *optional*): `sam_attentions` of the tiles.

@@ -9,9 +9,16 @@ if TYPE_CHECKING:
     from .stitching import stitch_vision_tokens
     from .token_layout import TokenLayout
     from .token_pooling import VectorOptions
-    from .visualization import draw_similarity
+    from .visualization import draw_heat_map, draw_similarity
 
-__all__ = ["DeepEncoderImageProcessor", "TokenLayout", "VectorOptions", "draw_similarity", "stitch_vision_tokens"]
+__all__ = [
+    "DeepEncoderImageProcessor",
+    "TokenLayout",
+    "VectorOptions",
+    "draw_heat_map",
+    "draw_similarity",
+    "stitch_vision_tokens",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(
@@ -20,6 +27,7 @@ if not TYPE_CHECKING:
             "DeepEncoderImageProcessor": ".image_processing",
             "TokenLayout": ".token_layout",
             "VectorOptions": ".token_pooling",
+            "draw_heat_map": ".visualization",
             "draw_similarity": ".visualization",
             "stitch_vision_tokens": ".stitching",
         },

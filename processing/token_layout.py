@@ -12,7 +12,7 @@ import numpy as np
 
 from .placement import PageGeometry, check_page_size
 
-__all__ = ["TokenLayout", "find_view_padding", "lay_out_tokens"]
+__all__ = ["TokenLayout", "find_view_padding", "lay_out_tokens", "to_grid"]
 
 MAX_TOKENS = 2**21
 """Largest number of tokens of a layout, which then takes 150 MB. The largest views and tiles have far fewer."""
@@ -164,8 +164,8 @@ class TokenLayout:
         """Spread values of tokens over the pixels of the page, for example to draw a heat map.
 
         Args:
-            values (array of shape `(h, w)`): a value for each token of the global view, or of the tiles' mosaic. The
-                values of padding are not used.
+            values (array or tensor of shape `(h, w)`): a value for each token of the global view, or of the tiles'
+                mosaic. The values of padding are not used.
             kind (`str`, defaults to `"view"`): which of them, `"view"` or `"tile"`.
             smooth (`bool`, defaults to `False`): whether to interpolate linearly between the centres of the boxes. A
                 pixel otherwise has the value of the token whose box holds its centre.
@@ -178,9 +178,7 @@ class TokenLayout:
                 2**27 pixels.
         """
         index = self.grid_index(kind)
-        grid = np.asarray(values)
-        if grid.shape != index.shape:
-            raise ValueError(f"values must have the shape {index.shape} of the tokens, got {grid.shape}.")
+        grid = to_grid(values, index.shape)
         height, width = self.page_size
         if height * width > MAX_MAP_PIXELS:
             raise ValueError(f"page_size: a map of {width} x {height} pixels has more than {MAX_MAP_PIXELS}.")
@@ -188,9 +186,23 @@ class TokenLayout:
         shown = [side[:, 0] < side[:, 1] for side in (rows, columns)]
         if not all(side.any() for side in shown):
             raise ValueError("values: no token shows the page, which is too long and thin for its view.")
-        grid = grid[shown[0]][:, shown[1]].astype(np.float32)
+        grid = grid[shown[0]][:, shown[1]]
         spread = _spread_smoothly if smooth else _spread_nearest
         return spread(grid, rows[shown[0]], columns[shown[1]], self.page_size)
+
+
+def to_grid(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values as float32; a tensor may have any dtype and device, and a gradient.
+
+    Raises:
+        `ValueError`: they have another shape.
+    """
+    if hasattr(values, "detach"):  # A tensor of torch, which this module does not import.
+        values = values.detach().float().cpu()
+    grid = np.asarray(values)
+    if grid.shape != shape:
+        raise ValueError(f"values must have the shape {shape} of the tokens, got {grid.shape}.")
+    return grid.astype(np.float32)
 
 
 def _spread_nearest(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,16 +5,18 @@ Tokens of padding have no part in any scale, since they all look alike and diffe
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from .placement import PageGeometry, Placement
-from .token_layout import TokenLayout, lay_out_tokens
+from .token_layout import TokenLayout, lay_out_tokens, to_grid
 
 __all__ = [
     "draw_encoding",
+    "draw_heat_map",
     "draw_similarity",
     "features_to_colors",
     "find_salient_token",
@@ -22,7 +24,7 @@ __all__ = [
     "stitch_tiles",
 ]
 
-TOKEN_LINE = (190, 205, 235)
+TOKEN_LINE = (60, 110, 220, 70)  # Translucent, so that the print below stays legible.
 TILE_LINE = (214, 39, 40)
 PADDING = (127, 127, 127)
 GAP = 16  # Pixels between panels.
@@ -86,8 +88,9 @@ def _to_colors(tokens: torch.Tensor) -> np.ndarray:
     return ((components / spread).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy()
 
 
-def _draw_lines(image: Image.Image, columns: int, rows: int, color: tuple[int, int, int], width: int = 1) -> None:
-    draw = ImageDraw.Draw(image)
+def _draw_lines(image: Image.Image, columns: int, rows: int, color: tuple[int, ...], width: int = 1) -> None:
+    """Draw a grid of lines in an RGB or RGBA colour onto an RGB image."""
+    draw = ImageDraw.Draw(image, "RGBA")
     for column in range(columns + 1):
         x = min(round(column * image.width / columns), image.width - 1)
         draw.line([(x, 0), (x, image.height)], fill=color, width=width)
@@ -191,6 +194,51 @@ def _similarities(tokens: torch.Tensor, index: int, positions: np.ndarray) -> np
     return (features[torch.from_numpy(positions)] @ features[index]).numpy()
 
 
+def _fit_layout(page: Image.Image, layout: TokenLayout) -> TokenLayout:
+    """Return a layout for the size of `page`, which must have the proportions of the layout's page."""
+    height, width = layout.page_size
+    # Either side may have been rounded to whole pixels when the page was made smaller.
+    if abs(page.width * height - page.height * width) > max(height, width):
+        raise ValueError(
+            f"layout: it is of a page of {width} x {height} pixels, which has other proportions than one of "
+            f"{page.width} x {page.height}."
+        )
+    return layout.rescale(page.height, page.width)
+
+
+def _draw_values(
+    page: Image.Image, values: np.ndarray, layout: TokenLayout, kind: str, in_scale: np.ndarray
+) -> Image.Image:
+    """Draw values `(h, w)` on a page of the layout's size; the colours span those that `in_scale` chooses."""
+    scale = values[in_scale]
+    low, high = (scale.min(), scale.max()) if scale.size else (0.0, 1.0)
+    heat = layout.map_to_page((values - low) / max(high - low, 1e-12), kind, smooth=True)
+    return _blend_heat(page.convert("RGB"), heat)
+
+
+def draw_heat_map(page: Image.Image, values: Any, layout: TokenLayout, kind: str = "view") -> Image.Image:
+    """Draw one value for each token as a translucent heat map on the page.
+
+    The colours span the values of the tokens that show the page, from the lowest (dark blue) to the highest (yellow).
+
+    Args:
+        page (`PIL.Image`): the page; it may be a smaller copy.
+        values (array or tensor of shape `(h, w)`): a value for each token of the global view, or of the tiles' mosaic.
+        layout ([`TokenLayout`]): from `processor.get_token_layout`, for the size of the original page.
+        kind (`str`, defaults to `"view"`): which tokens the values are of, `"view"` or `"tile"`.
+
+    Returns:
+        `PIL.Image`: a picture of the size of `page`.
+
+    Raises:
+        `ValueError`: `values` has another shape, the page has no tiles, or `layout` is of a page of other proportions.
+    """
+    layout = _fit_layout(page, layout)
+    grid = layout.grid_index(kind)
+    numbers = to_grid(values, grid.shape)
+    return _draw_values(page, numbers, layout, kind, in_scale=~layout.is_padding[grid])
+
+
 def draw_similarity(
     page: Image.Image, tokens: torch.Tensor, index: int, layout: TokenLayout | None = None
 ) -> Image.Image:
@@ -211,7 +259,8 @@ def draw_similarity(
         `PIL.Image`: a picture of the size of `page`.
 
     Raises:
-        `ValueError`: `tokens` has another shape; or `index` is out of range, a newline, the separator or padding.
+        `ValueError`: `tokens` has another shape; `index` is out of range, a newline, the separator or padding; or
+            `layout` is of a page of other proportions.
     """
     positions: np.ndarray
     if layout is None:
@@ -227,13 +276,10 @@ def draw_similarity(
     if kind not in ("view", "tile") or layout.is_padding[chosen]:
         shown = "padding" if layout.is_padding[chosen] else f"a {kind}"
         raise ValueError(f"index: token {index} is {shown}, which shows no part of the page.")
-    layout = layout.rescale(page.height, page.width)
+    layout = _fit_layout(page, layout)
     grid = layout.grid_index(kind)
     values = _similarities(tokens, chosen, grid)
-    others = values[(grid != chosen) & ~layout.is_padding[grid]]
-    low, high = (others.min(), others.max()) if others.size else (0.0, 1.0)
-    heat = layout.map_to_page((values - low) / max(high - low, 1e-12), kind, smooth=True)
-    picture = _blend_heat(page.convert("RGB"), heat)
+    picture = _draw_values(page, values, layout, kind, in_scale=(grid != chosen) & ~layout.is_padding[grid])
     left, top, right, bottom = layout.boxes[chosen].round().astype(int).tolist()
     line = max(2, min(page.size) // 250)
     ImageDraw.Draw(picture).rectangle(

@@ -249,7 +249,8 @@ class EncodeOptions:
         typer.Option(
             metavar="X Y",
             help="A point of the page in pixels, from its left and its top: the picture compares the token there with "
-            "all others. Default: the token that is least similar to the page's mean.",
+            "all others. It is a token of a tile if the page has tiles, else of the view. Default: the token that is "
+            "least similar to the page's mean.",
             show_default=False,
         ),
     ] = None

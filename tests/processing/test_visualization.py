@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepencoder import DeepEncoderImageProcessor, draw_similarity
+from deepencoder import DeepEncoderImageProcessor, draw_heat_map, draw_similarity
 from deepencoder.processing.visualization import (
     PADDING,
     TILE_LINE,
@@ -111,6 +111,35 @@ def test_similarity_with_a_layout(kind: str) -> None:
     outline = np.argwhere((np.asarray(picture) == TILE_LINE).all(axis=-1))
     assert np.abs(outline.min(axis=0) - box[[1, 0]]).max() <= 1
     assert np.abs(outline.max(axis=0) + 1 - box[[3, 2]]).max() <= 1
+
+
+def test_a_heat_map_is_light_where_the_values_are_high() -> None:
+    processor = DeepEncoderImageProcessor(mode="base")
+    layout = processor.get_token_layout(500, 1000)
+    values = torch.full((16, 16), -1e6)  # What padding holds changes nothing.
+    values[4:12] = torch.linspace(0, 1, 16)
+    page = Image.new("RGB", (400, 200), (255, 255, 255))
+    picture = draw_heat_map(page, values.bfloat16().requires_grad_(), layout)
+    middle = lightness(picture)[100]
+    assert picture.size == (400, 200) and (np.diff(middle) >= -0.6).all() and middle[-1] - middle[0] > 80
+    mosaic = processor.get_token_layout(500, 1000, mode="gundam")
+    tiles = draw_heat_map(page, np.ones(mosaic.mosaic_index.shape), mosaic, kind="tile")
+    assert len(tiles.getcolors()) == 1  # Equal values have one colour.
+    with pytest.raises(ValueError, match="values must have the shape"):
+        draw_heat_map(page, values[1:], layout)
+    with pytest.raises(ValueError, match="1000 x 500 pixels.* 200 x 400"):
+        draw_heat_map(page.transpose(Image.Transpose.TRANSPOSE), values, layout)
+
+
+def test_values_of_patches_have_a_layout_of_their_own() -> None:
+    layout = DeepEncoderImageProcessor().get_token_layout(500, 1000, downsample_ratio=1)
+    assert layout.view_index.shape == (64, 64)
+    assert layout.boxes[layout.view_index[16, 3]] == pytest.approx([46.875, 0, 62.5, 15.625])
+
+
+def test_print_below_the_grid_stays_legible() -> None:
+    drawn = draw_encoding(Image.new("RGB", (64, 64)), torch.randn(4, 4, 8), height=64)
+    assert max(drawn.getpixel((16, 8))) < 100  # on a line of the grid, over black print
 
 
 def test_a_salient_token_is_one_that_differs() -> None:
