@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ProcessorMixin,
 )
+from transformers.image_utils import load_image
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from deepencoder import DeepEncoderConfig, DeepEncoderImageProcessor, insert_vision_tokens
@@ -61,9 +62,12 @@ class PageReaderProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(  # type: ignore[override]
-        self, images: Sequence[Image.Image], text: Sequence[str], mode: str | None = None, **kwargs: Any
+        self, images: Any, text: str | Sequence[str], mode: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        pages = [ImageOps.exif_transpose(image) for image in images]
+        """Prepare one page or several, as images, paths or URLs, and one prompt or several."""
+        images = images if isinstance(images, (list, tuple)) else [images]
+        text = [text] if isinstance(text, str) else text
+        pages = [load_image(image) for image in images]  # It turns them by their EXIF orientation.
         counts = [self.image_processor.get_number_of_image_tokens(page.height, page.width, mode) for page in pages]
         found = sum(prompt.count(IMAGE_TOKEN) for prompt in text)
         if found != len(pages):
@@ -119,7 +123,7 @@ class PageReader(PreTrainedModel, GenerationMixin):
             `(batch, length, hidden)`: the `inputs_embeds` of `forward` and `generate`.
         """
         embeds = self.get_input_embeddings()(input_ids)
-        weight = self.connector.weight
+        weight = next(self.connector.parameters())
         projected = [self.connector(tokens.to(weight.device, weight.dtype)) for tokens in vision_tokens]
         return insert_vision_tokens(embeds, input_ids, projected, self.config.image_token_id)
 

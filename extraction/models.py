@@ -54,15 +54,16 @@ def identify_model(model: str | os.PathLike[str], revision: str | None = None) -
         `str`: the commit of a model on the Hub; else `"sha256:..."`, a hash of the file or of the folder's files.
 
     Raises:
-        `OSError`: the model cannot be reached.
-        `ValueError`: the commit of a model on the Hub is not known, as it has no configuration.
+        `OSError`: there is no such model, it has no configuration, or the Hub cannot be reached.
     """
     if os.path.exists(model):
         return _hash_files(Path(model))
     path = cached_file(os.fspath(model), CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     commit = extract_commit_hash(path, None)
     if commit is None:
-        raise ValueError(f"model {os.fspath(model)!r}: its commit is not known.")
+        raise FileNotFoundError(
+            f"model {os.fspath(model)!r}: there is no such folder, and no configuration of it was found on the Hub."
+        )
     return str(commit)
 
 

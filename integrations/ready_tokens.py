@@ -4,6 +4,7 @@ Unusual: nothing here depends on the language model. Every model of transformers
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -33,7 +34,8 @@ def insert_vision_tokens(
         `torch.Tensor` of shape `(batch, length, width)`: a copy of `inputs_embeds` for `generate` or `forward`.
 
     Raises:
-        `ValueError`: shapes do not fit together, or the number of placeholders is not the number of vision tokens.
+        `ValueError`: shapes do not fit together, the number of placeholders is not the number of vision tokens, or a
+            page would begin in one prompt and end in the next.
     """
     if inputs_embeds.ndim != 3 or inputs_embeds.shape[:2] != input_ids.shape:
         raise ValueError(
@@ -50,6 +52,13 @@ def insert_vision_tokens(
         raise ValueError(
             f"vision_tokens: {found} tokens for {placeholders} placeholders {image_token_id} in input_ids."
         )
+    page_ends = {0, *accumulate(map(len, vision_tokens))}
+    for index, prompt_end in enumerate(accumulate(is_placeholder.sum(dim=1).tolist())):
+        if prompt_end not in page_ends:
+            raise ValueError(
+                f"vision_tokens: a page begins in prompt {index} and ends in the next. Give pages in the order "
+                "of their placeholders."
+            )
     if not found:
         return inputs_embeds.clone()
     tokens = torch.cat([part.to(inputs_embeds.device, inputs_embeds.dtype) for part in vision_tokens])

@@ -5,8 +5,8 @@ that are in the Hub's cache already are read from there. Pickles are downloaded 
 """
 
 import shutil
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +72,24 @@ def looks_like_hub_id(source: str) -> bool:
     if source.endswith(SUFFIXES):
         return False
     return len(parts) <= 2 and all(part and part[0] not in ".~" for part in parts) and "\\" not in source
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn errors of the HTTP client, such as a failed connection, into an `OSError` that names the model.
+
+    The client and its classes depend on the version of huggingface_hub, so they are recognised by their module.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+            raise
+        raise OSError(
+            f"there is no file or folder of this name, and the Hub cannot be asked for {repo_id}: {error}"
+        ) from error
 
 
 def model_cache(repo_id: str, commit: str, options: HubOptions) -> Path:
@@ -144,7 +162,8 @@ class RemoteFiles:
         options = self.options
         if options.offline:
             return self._cached_snapshot(options.revision).name
-        commit = HfApi(token=options.token).model_info(self.repo_id, revision=options.revision).sha
+        with hub_errors(self.repo_id):
+            commit = HfApi(token=options.token).model_info(self.repo_id, revision=options.revision).sha
         assert commit is not None
         return commit
 
@@ -158,7 +177,8 @@ class RemoteFiles:
         if options.offline:
             names = [path.name for path in self._cached_snapshot(self.commit).iterdir()]
         else:
-            names = HfApi(token=options.token).list_repo_files(self.repo_id, revision=self.commit)
+            with hub_errors(self.repo_id):
+                names = HfApi(token=options.token).list_repo_files(self.repo_id, revision=self.commit)
         found = choose_weights(name for name in names if "/" not in name)
         if found:
             return found

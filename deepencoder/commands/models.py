@@ -46,6 +46,12 @@ class Source:
     revision: str | None = None
     full_download: bool = False
 
+    def __post_init__(self) -> None:
+        from ..conversion.readers.hub import looks_like_hub_id
+
+        if not os.path.exists(self.model) and not looks_like_hub_id(self.model):
+            raise UserError(f"{self.model!r} cannot be loaded: there is no such file or folder.")
+
     def find(self, name: str) -> str | None:
         """Return the path of a file of the model, downloaded if need be, or None if the model has no such file."""
         from transformers.utils import cached_file

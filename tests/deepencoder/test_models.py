@@ -64,3 +64,21 @@ def test_the_demo_model_is_the_same_every_time(cli: Any, example_page: Path, tmp
         with safe_open(output, "pt") as file:
             tokens.append(file.get_tensor("0.vision_tokens"))
     assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("command", ["info", "encode", "export", "convert", "extract"])
+def test_a_folder_that_does_not_exist_is_one_line(
+    cli: Any, command: str, example_page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = {
+        "info": ["./nothere"],
+        "encode": [str(example_page), "--model", "./nothere"],
+        "export": ["./nothere", "graph.onnx", "--mode", "tiny"],
+        "convert": ["./nothere", "converted"],
+        "extract": [str(example_page), "--model", "./nothere", "--output", "corpus"],
+    }
+    code, _, err = cli(command, *arguments[command])
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    assert "./nothere" in err and ("no such file or folder" in err or "no file or folder" in err), err
+    assert not list(tmp_path.iterdir())

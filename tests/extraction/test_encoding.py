@@ -175,7 +175,7 @@ def test_the_iterator_keeps_order_and_failures(
 
 def test_a_page_that_kills_its_process_fails_and_no_other(fixed: Path, tmp_path: Path) -> None:
     """A segmentation fault happens at every try, while the kernel may kill a process for memory only once."""
-    pages, before = list_numbered_pages(tmp_path / "a", 8), multiprocessing.active_children()
+    pages, before = list_numbered_pages(tmp_path / "a", 8), set(multiprocessing.active_children())
     processor = Dangerous.from_pretrained(fixed)
     processor.deadly, processor.deadly_once, processor.once = 3, 5, tmp_path / "once"
     for workers in (1, 2):
@@ -184,7 +184,7 @@ def test_a_page_that_kills_its_process_fails_and_no_other(fixed: Path, tmp_path:
         assert [row.page for row in found] == pages and processor.once.exists()
         assert [bool(row.error) for row in found] == [row.index == 3 for row in pages]
         assert "its process died of signal 9" in found[3].error
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_any_time_limit_is_taken(fixed: Path, tmp_path: Path) -> None:
@@ -201,23 +201,23 @@ def test_any_time_limit_is_taken(fixed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_page_that_hangs_fails_and_no_other(fixed: Path, tmp_path: Path, workers: int) -> None:
-    pages, before = list_numbered_pages(tmp_path / "a", 5), multiprocessing.active_children()
+    pages, before = list_numbered_pages(tmp_path / "a", 5), set(multiprocessing.active_children())
     processor = Dangerous.from_pretrained(fixed)
     processor.slow = 2
     options: dict[str, Any] = {"outputs": ("pooled",), "workers": workers, "page_timeout": 2.0}
     found = list(iterate(pages, load_once(fixed)[0], processor, **options))
     assert [row.page for row in found] == pages
     assert [row.error for row in found] == ["", "", "decoding it failed: it took longer than 2 s", "", ""]
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_other_errors_of_worker_processes_are_raised(fixed: Path, tmp_path: Path) -> None:
-    pages, before = list_numbered_pages(tmp_path / "a", 8), multiprocessing.active_children()
+    pages, before = list_numbered_pages(tmp_path / "a", 8), set(multiprocessing.active_children())
     processor = Dangerous.from_pretrained(fixed)
     processor.unable = 0
     with pytest.raises(ImportError, match="pypdfium2"):
         list(iterate(pages, load_once(fixed)[0], processor, outputs=("pooled",), workers=2))
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_pages_are_drawn_as_needed(fixed: Path, tmp_path: Path) -> None:

@@ -47,5 +47,5 @@ def test_a_model_on_the_hub_is_loaded_at_the_commit_that_names_it(
     assert model.load().config.projection_dim == 48
 
     hub.repos["user/nothing"] = tmp_path
-    with pytest.raises(ValueError, match="its commit is not known"):
+    with pytest.raises(FileNotFoundError, match="no such folder, and no configuration"):
         identify_model("user/nothing")

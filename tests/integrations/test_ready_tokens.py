@@ -26,7 +26,7 @@ def test_a_prompt_without_pages() -> None:
 
 def test_gradients_reach_tokens_and_embeddings() -> None:
     embeds, tokens = EMBEDS.clone().requires_grad_(), torch.ones(4, 3, requires_grad=True)
-    insert_vision_tokens(embeds, IDS, [tokens], 9).square().sum().backward()
+    insert_vision_tokens(embeds, IDS, tokens.split(2), 9).square().sum().backward()
     assert embeds.grad is not None and tokens.grad is not None
     assert torch.equal(tokens.grad, torch.full((4, 3), 2.0))
     assert embeds.grad[0, 1].eq(0).all() and torch.equal(embeds.grad[0, 0], 2 * EMBEDS[0, 0])
@@ -39,6 +39,7 @@ def test_gradients_reach_tokens_and_embeddings() -> None:
         (EMBEDS, [torch.ones(4, 2)], r"vision_tokens\[0\] must have shape \(length, 3\)"),
         (EMBEDS, [torch.ones(2, 2, 3)], r"vision_tokens\[0\]"),
         (EMBEDS[:1], [torch.ones(4, 3)], "inputs_embeds must have shape"),
+        (EMBEDS, [torch.ones(1, 3), torch.ones(3, 3)], "a page begins in prompt 0 and ends in the next"),
     ],
 )
 def test_what_does_not_fit_is_refused(embeds: torch.Tensor, tokens: list[torch.Tensor], message: str) -> None:

@@ -27,4 +27,5 @@ assert count == int(sys.argv[2]), count
 if accelerator.is_main_process:
     plain = accelerator.unwrap_model(model)
     torch.save({name: parameter.grad for name, parameter in plain.named_parameters()}, sys.argv[1])
+accelerator.wait_for_everyone()  # A process that ends before the other has saved may abort.
 accelerator.end_training()

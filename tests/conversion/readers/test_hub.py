@@ -162,3 +162,21 @@ def test_parts_are_removed_on_request(hub: Hub, original: DeepEncoder, cache: di
 
 def test_the_token_is_not_shown() -> None:
     assert "hf_secret" not in repr(HubOptions(token="hf_secret"))
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of the HTTP client's errors depend on the version of huggingface_hub."""
+
+    def fail(kind: type[Exception]) -> None:
+        def model_info(*args: Any, **kwargs: Any) -> None:
+            raise kind("Name or service not known")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+
+    monkeypatch.setattr(RemoteFiles, "find_file", lambda self, name: None)
+    fail(type("ConnectError", (Exception,), {"__module__": "httpx2"}))
+    with pytest.raises(OSError, match="no file or folder.*the Hub cannot be asked for nothere: Name or service"):
+        open_checkpoint("nothere")
+    fail(ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):  # A defect is not hidden.
+        open_checkpoint("nothere")
