@@ -1,11 +1,12 @@
-"""Searches a folder of pages and a PDF for the pages that look most like one of them, in two steps.
+"""Searches images, PDFs and folders for the pages that look most like a query, in two steps.
 
     pip install '.[search]'
-    python examples/search_pages.py [--model my-encoder] [--query examples/table.png] [--output search]
+    python examples/search_pages.py [PAGES ...] [--model my-encoder] [--query examples/table.png] [--output search]
 
 First, faiss finds candidates by their pooled vectors. Then MaxSim compares the parts of the candidates with the parts
 of the query. Writes OUTPUT/features, a dataset of parquet files, and OUTPUT/nearest.png. Without a model,
-random weights stand in: the ranking then only shows that the program runs, and says nothing about the pages.
+random weights stand in: the ranking then only shows that the program runs, and says nothing about the pages. Without
+PAGES, the example pages are searched, and a PDF that is made of them.
 """
 
 import argparse
@@ -83,18 +84,24 @@ def draw(pages: list[tuple[str, Image.Image]], path: Path) -> None:
     sheet.save(path)
 
 
+def gather_examples(folder: Path) -> tuple[str, ...]:
+    """Return the example pages, and a PDF in `folder` that is made of them."""
+    pdf = folder / "pages.pdf"
+    make_pdf(pdf)
+    pages = [str(path) for path in sorted(PAGES.glob("*.png")) if path.name != "encoding.png"]
+    return (*pages, str(pdf))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", help="images, PDFs and folders to search")
     parser.add_argument("--model", help="a folder or a Hub id of a DeepEncoder")
     parser.add_argument("--query", default=str(PAGES / "table.png"))
     parser.add_argument("--output", type=Path, default=Path("search"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     name = options.model or save_demo_model(options.output / "demo-encoder")
-    pdf = options.output / "pages.pdf"
-    make_pdf(pdf)
-    pages = [str(path) for path in sorted(PAGES.glob("*.png")) if path.name != "encoding.png"]
-    sources = (*pages, str(pdf))
+    sources = tuple(options.pages) or gather_examples(options.output)
     rows = extract(sources, name, options.output / "features")
 
     query = Image.open(options.query).convert("RGB")

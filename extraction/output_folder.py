@@ -234,7 +234,7 @@ def _describe_vectors(settings: ExtractionSettings) -> list[str]:
         return []
     return [
         f"  A cell has {settings.vector_pool} x {settings.vector_pool} tokens. Tokens of more than "
-        f"{settings.vector_width} values are projected to as many, by",
+        f"{settings.vector_width} values are projected to that length by",
         "  the matrix that `deepencoder.processing.VectorOptions.make_projection` makes.",
     ]
 

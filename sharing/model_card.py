@@ -229,6 +229,8 @@ def _limits(config: Any, report: Mapping[str, Any]) -> str:
             f"The position tables were made for inputs of {side} x {side} {unit}. Other resolutions work with resized "
             "tables, which may cost quality."
         )
+    if not report:
+        lines.append("Nothing is recorded here of where the weights come from, or of what they were trained on.")
     if report.get("initialized"):
         lines.append("Some weights are newly initialised (see below): train them before using the features.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -53,7 +53,10 @@ def info(
     console.print(_list_parts(built))
     if config.model_type == DeepEncoderConfig.model_type:
         measured = measurements_of(config, count)
-        console.print(_list_modes(load_processor(source), measured))
+        processor = load_processor(source)
+        console.print(f"image processor: mode {processor.mode or 'of its own'}")
+        console.print(_list_modes(processor, measured))
+        console.print(_describe_outputs(config), soft_wrap=True)
         if measured:
             costs = f"Time and memory of a page on {MEASURED_ON}, without the weights; gundam with 6 tiles."
             console.print(costs, soft_wrap=True)
@@ -90,6 +93,15 @@ def _describe_size(source: Source | None, config: Any, num_parameters: int) -> s
         return f"{text}; stored: {stored}"
     dtype = str(config.dtype or "").removeprefix("torch.")
     return f"{text}; stored in {dtype}" if dtype else text
+
+
+def _describe_outputs(config: Any) -> str:
+    """Return how long the vectors of each output are, for example `pooled 1024, tokens 2048`."""
+    from ..extraction.outputs import OUTPUTS
+    from ..processing.token_pooling import VectorOptions
+
+    widths = ", ".join(f"{kind.name} {kind.width(config, VectorOptions())}" for kind in OUTPUTS.values())
+    return f"values in a vector of each output: {widths}"
 
 
 def _list_parts(model: Any) -> Table:

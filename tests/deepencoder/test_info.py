@@ -5,7 +5,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from deepencoder import DeepEncoder, DeepEncoderConfig, SamEncoderConfig
+from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor, SamEncoderConfig
 
 from ..conversion.samples import build, layout_of, state_dict_there
 
@@ -32,8 +32,12 @@ def test_what_a_user_decides_by(cli: Any, tmp_path: Path) -> None:
     assert "weights: 1.6 GB in float32, 802 MB in bfloat16 or float16; stored in bfloat16" in out
     (base,) = (line for line in out.splitlines() if line.startswith("base"))
     assert "3.99 s, 0.18 GB" in base and "two cores of an Intel Xeon with AMX" in out and "docs/tokens.md" in out
+    assert "image processor: mode base" in out
+    assert "pooled 1024, tokens 2048, vision_tokens 1280, multi_vector 128" in out
     DeepEncoder(DeepEncoderConfig.tiny()).half().save_pretrained(tmp_path / "tiny")
+    DeepEncoderImageProcessor(mode="gundam").save_pretrained(tmp_path / "tiny")
     _, out, _ = cli("info", tmp_path / "tiny")
+    assert "image processor: mode gundam" in out
     assert "; stored: " in out and "kB in float16" in out.partition("stored: ")[2].splitlines()[0]
 
 

@@ -83,8 +83,9 @@ def test_the_licence_is_stated_only_where_it_is_known(tmp_path: Path) -> None:
     assert unknown.data.license is None and "license" not in unknown.data.to_dict()
     assert "Weights: no licence is stated" in unknown.text
     assert make_card(tmp_path, license="mit").data.license == "mit"
+    assert "Nothing is recorded here of where the weights come from" in unknown.text
     write_report(tmp_path)
-    assert make_card(tmp_path).data.license is None
+    assert make_card(tmp_path).data.license is None and "Nothing is recorded" not in make_card(tmp_path).text
     write_report(tmp_path, license="apache-2.0")
     card = make_card(tmp_path)
     assert card.data.license == "apache-2.0" and "Weights: `apache-2.0`." in card.text
