@@ -47,6 +47,16 @@ class AttentionInputs(NamedTuple):
         """Height and width of the grid of keys."""
         return self.relative_height.shape[1], self.relative_width.shape[1]
 
+    def to(self, dtype: torch.dtype) -> "AttentionInputs":
+        """Return the inputs in another dtype."""
+        return self._replace(
+            query=self.query.to(dtype),
+            key=self.key.to(dtype),
+            value=self.value.to(dtype),
+            relative_height=self.relative_height.to(dtype),
+            relative_width=self.relative_width.to(dtype),
+        )
+
     def block(self, images: slice, heads: slice, rows: slice) -> "AttentionInputs":
         """Return the inputs of some images, heads and rows of queries."""
         columns = self.query_grid[1]

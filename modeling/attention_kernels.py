@@ -2,11 +2,14 @@
 
 Unusual: a fused kernel has no argument for SAM's position terms. Either they are added up to a bias, for a block of
 queries at a time; or queries and keys are augmented, so that their plain product contains the terms and a flash kernel
-needs no bias. To add a kernel, write its function and its row; `attention_schedules.py` bounds its memory.
+needs no bias. A row may compute in a wider dtype than that of its inputs, since torch's attention in bfloat16 is slow
+on a CPU without matrix instructions. To add a kernel, write its function and its row; `attention_schedules.py` bounds
+its memory.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -32,6 +35,7 @@ class AttentionKernel:
         attend: computes the output, `(batch, heads, rows * columns, head_dim)`. Its second argument is memory for
             `elements_per_query` elements of each query, or None.
         reuses_memory (`bool`): whether `attend` uses that argument.
+        compute_dtype (`torch.dtype`, *optional*): the dtype to which narrower inputs are converted.
     """
 
     name: str
@@ -41,6 +45,7 @@ class AttentionKernel:
     budget: Callable[[AttentionInputs, MemoryBudgets, bool], int | None]
     attend: Callable[[AttentionInputs, torch.Tensor | None], torch.Tensor]
     reuses_memory: bool = False
+    compute_dtype: torch.dtype | None = None
 
 
 def augmented_attention(inputs: AttentionInputs, memory: torch.Tensor | None = None) -> torch.Tensor:
@@ -82,6 +87,32 @@ def bias_attention(inputs: AttentionInputs, memory: torch.Tensor | None = None) 
     )
 
 
+@lru_cache(maxsize=1)
+def _slow_dtypes() -> frozenset[torch.dtype]:
+    """Return the 16-bit dtypes in which this CPU has no instructions for products of matrices.
+
+    Only x86 processors are known: those with AMX have them. torch's flash attention is several times slower without.
+    """
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
+        has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
+        return frozenset() if has_tiles else frozenset({torch.bfloat16, torch.float16})
+    found = torch.cpu.get_capabilities()
+    if found.get("architecture") != "x86_64":
+        return frozenset()
+    instructions = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
+    return frozenset(dtype for dtype, name in instructions.items() if not found.get(name))
+
+
+@torch.compiler.assume_constant_result
+def attends_slowly_in(dtype: torch.dtype) -> bool:
+    """Return whether this CPU attends faster in float32 than in `dtype`. It is looked up when it is first needed."""
+    return dtype in _slow_dtypes()
+
+
+def _suits_float32(inputs: AttentionInputs) -> bool:
+    return inputs.query.device.type == "cpu" and attends_slowly_in(inputs.query.dtype)
+
+
 def _suits_augmented(inputs: AttentionInputs) -> bool:
     """Augmented queries must fit a flash kernel, and products must be cheaper than the sums of a bias.
 
@@ -120,6 +151,16 @@ def _bias_budget(inputs: AttentionInputs, budgets: MemoryBudgets, needs_grad: bo
 
 
 ATTENTION_KERNELS: tuple[AttentionKernel, ...] = (
+    AttentionKernel(
+        name="bias in float32",
+        implementation="sdpa",
+        suits=_suits_float32,
+        elements_per_query=_bias_elements,
+        budget=_bias_budget,
+        attend=bias_attention,
+        reuses_memory=True,
+        compute_dtype=torch.float32,
+    ),
     AttentionKernel(
         name="augmented",
         implementation="sdpa",

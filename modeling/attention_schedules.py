@@ -99,14 +99,8 @@ def _attend_in_place(inputs: AttentionInputs, kernel: AttentionKernel, blocks: B
     return output
 
 
-def attend_with_kernel(
-    inputs: AttentionInputs, kernel: AttentionKernel, budgets: MemoryBudgets = MEMORY_BUDGETS
-) -> torch.Tensor:
-    """Attend with a kernel in blocks of bounded memory.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, rows * columns, heads, head_dim)`.
-    """
+def _attend_in_blocks(inputs: AttentionInputs, kernel: AttentionKernel, budgets: MemoryBudgets) -> torch.Tensor:
+    """Attend in the dtype of the inputs, by the schedule that suits them."""
     tensors = (inputs.query, inputs.key, inputs.value, inputs.relative_height, inputs.relative_width)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -117,6 +111,39 @@ def attend_with_kernel(
     if all(len(slices) <= 1 for slices in blocks):
         return _heads_last(kernel.attend(inputs, None), batch_is_known)
     return _heads_last(_attend_concatenated(inputs, kernel, blocks, needs_grad), batch_is_known)
+
+
+def _attend_converted(
+    inputs: AttentionInputs, kernel: AttentionKernel, compute_dtype: torch.dtype, budgets: MemoryBudgets
+) -> torch.Tensor:
+    """Attend in another dtype than that of the inputs, a few images at a time."""
+    batch, heads, length, head_dim = inputs.query.shape
+    images = [slice(None)]
+    if isinstance(batch, int):
+        bytes_per_image = 2 * heads * (length + inputs.key.shape[2]) * head_dim * compute_dtype.itemsize
+        images = _cut(batch, budgets.converted_attention // bytes_per_image) or images
+    rows = slice(0, inputs.query_grid[0])
+    # Autocast would convert them back.
+    with torch.autocast(inputs.query.device.type, enabled=False):
+        parts = [
+            _attend_in_blocks(inputs.block(some, slice(None), rows).to(compute_dtype), kernel, budgets)
+            for some in images
+        ]
+        return torch.cat([part.to(inputs.query.dtype) for part in parts])
+
+
+def attend_with_kernel(
+    inputs: AttentionInputs, kernel: AttentionKernel, budgets: MemoryBudgets = MEMORY_BUDGETS
+) -> torch.Tensor:
+    """Attend with a kernel in blocks of bounded memory.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, rows * columns, heads, head_dim)`.
+    """
+    compute_dtype = kernel.compute_dtype
+    if compute_dtype is None or compute_dtype.itemsize <= inputs.query.element_size():
+        return _attend_in_blocks(inputs, kernel, budgets)
+    return _attend_converted(inputs, kernel, compute_dtype, budgets)
 
 
 def check_attention_implementation(implementation: str | None) -> str:

@@ -29,6 +29,7 @@ class MemoryBudgets:
         bias_block_per_thread: at least this much for each thread, in eager mode.
         large_bias_block: position bias of a block on other devices and in training, where few large steps are faster.
         augmented_block: augmented queries of a block on a CPU, which has as many keys and values beside them.
+        converted_attention: queries, keys, values and output of images that are converted to another dtype together.
         views: hidden states of the views that a [`DeepEncoder`] encodes together in inference: 16 pages of 1024 pixels
             or 40 tiles of 640 in half precision. They fill a large GPU and need about 2 GB of temporary memory.
     """
@@ -42,6 +43,7 @@ class MemoryBudgets:
     bias_block_per_thread: int = 4 * MIB
     large_bias_block: int = 64 * MIB
     augmented_block: int = 4 * MIB
+    converted_attention: int = 96 * MIB
     views: int = 96 * MIB
 
 

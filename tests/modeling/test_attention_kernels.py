@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from deepencoder.modeling import attention_kernels
 from deepencoder.modeling.attention import eager_attention
 from deepencoder.modeling.attention_kernels import ATTENTION_KERNELS, AttentionKernel, choose_kernel
 
@@ -71,8 +72,16 @@ def test_kernels_pass_dropout_on(kernel: AttentionKernel) -> None:
     assert not torch.allclose(plain, dropped)
 
 
+def describe(device: str, dtype: torch.dtype, grid: tuple[int, int]) -> Any:
+    query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 12, grid[0] * grid[1], 64))
+    return SimpleNamespace(query=query, key_grid=grid)
+
+
 @pytest.mark.parametrize("grid, fits", [((64, 64), True), ((14, 14), True), ((96, 96), True), ((97, 96), False)])
-def test_augmented_queries_must_fit_a_flash_kernel(grid: tuple[int, int], fits: bool) -> None:
+def test_augmented_queries_must_fit_a_flash_kernel(
+    grid: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_kernels, "_slow_dtypes", lambda: frozenset())
     for device, dtype, suits in (
         ("cuda", torch.bfloat16, fits),
         ("cuda", torch.float16, fits),
@@ -82,6 +91,35 @@ def test_augmented_queries_must_fit_a_flash_kernel(grid: tuple[int, int], fits: 
         ("cpu", torch.float32, False),
         ("mps", torch.bfloat16, False),
     ):
-        query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 12, grid[0] * grid[1], 64))
-        inputs: Any = SimpleNamespace(query=query, key_grid=grid)
-        assert choose_kernel(inputs, "sdpa").name == ("augmented" if suits else "bias")
+        assert choose_kernel(describe(device, dtype, grid), "sdpa").name == ("augmented" if suits else "bias")
+
+
+def test_a_cpu_without_matrix_instructions_attends_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "_slow_dtypes", lambda: frozenset({torch.bfloat16}))
+    names = {
+        (device, dtype): choose_kernel(describe(device, dtype, (8, 8)), "sdpa").name
+        for device in ("cpu", "cuda")
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    }
+    assert names.pop(("cpu", torch.bfloat16)) == "bias in float32"
+    assert "bias in float32" not in names.values()
+
+
+@pytest.mark.parametrize(
+    ("found", "slow"),
+    [
+        ({"architecture": "x86_64", "amx_bf16": True, "amx_fp16": False}, {torch.float16}),
+        ({"architecture": "x86_64", "avx512_bf16": True}, {torch.bfloat16, torch.float16}),
+        ({"architecture": "aarch64"}, set()),
+    ],
+)
+def test_what_the_processor_tells(found: dict[str, Any], slow: set[torch.dtype], monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert attention_kernels._slow_dtypes.__wrapped__() == slow
+
+
+@pytest.mark.parametrize(("tiles", "slow"), [(True, set()), (False, {torch.bfloat16, torch.float16})])
+def test_what_older_versions_of_torch_tell(tiles: bool, slow: set[torch.dtype], monkeypatch: Any) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    assert attention_kernels._slow_dtypes.__wrapped__() == slow

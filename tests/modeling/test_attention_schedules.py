@@ -10,7 +10,7 @@ from deepencoder.modeling.attention_kernels import ATTENTION_KERNELS, AttentionK
 from deepencoder.modeling.attention_schedules import attend, attend_with_kernel
 from deepencoder.modeling.memory_budgets import MEMORY_BUDGETS
 
-from .relative_attention import first_queries, make_inputs, tensors_of, with_gradients
+from .relative_attention import by_definition, first_queries, make_inputs, tensors_of, with_gradients
 
 KERNELS = {kernel.name: kernel for kernel in ATTENTION_KERNELS}
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
@@ -96,3 +96,37 @@ def test_implementations_are_those_of_the_table() -> None:
     assert nothing is None
     with pytest.raises(ValueError, match="'eager', 'sdpa', got 'flash_attention_2'"):
         attend(inputs, "flash_attention_2")
+
+
+IN_FLOAT32 = KERNELS["bias in float32"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_kernel_computes_in_a_wider_dtype(dtype: torch.dtype) -> None:
+    inputs = make_inputs((6, 6), batch=3, dim=64)._replace(scaling=0.125)
+    exact, half = by_definition(inputs), inputs.to(dtype)
+    for budgets in (MEMORY_BUDGETS, replace(MEMORY_BUDGETS, converted_attention=1)):
+        outputs = [attend_with_kernel(half, kernel, budgets) for kernel in (IN_FLOAT32, KERNELS["bias"])]
+        errors = [(output.double() - exact).norm().item() for output in outputs]
+        assert outputs[0].dtype == dtype and outputs[0].is_contiguous() and outputs[0].shape == exact.shape
+        assert errors[0] < 0.9 * errors[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attend_with_kernel(half, IN_FLOAT32), outputs[0])
+    assert attend_with_kernel(half.block(slice(0, 0), slice(None), slice(0, 6)), IN_FLOAT32).shape == (0, 36, 3, 64)
+
+
+def test_a_wider_dtype_has_the_gradients() -> None:
+    gradients = []
+    for convert, kernel in ((False, KERNELS["bias"]), (True, IN_FLOAT32)):
+        inputs = with_gradients(make_inputs((4, 7)))
+        half = inputs.to(torch.bfloat16) if convert else inputs
+        output = attend_with_kernel(half, kernel).double()
+        (output * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        gradients.append([tensor.grad for tensor in tensors_of(inputs)])
+    for exact, ours in zip(*gradients, strict=True):
+        assert (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_narrower_dtype_is_never_used() -> None:
+    inputs = make_inputs((4, 7))
+    assert attend_with_kernel(inputs, IN_FLOAT32).dtype == torch.float64
