@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from ..processing.placement import cell_fields
 from ..processing.token_pooling import VectorOptions
 from .arrow import feature_fields, page_schema
 from .batching import BatchBudget, cut_batches
@@ -277,9 +278,8 @@ class PageEncoder:
     def _make_vector_inputs(self, images: Sequence[PreparedImage]) -> VectorInputs:
         sam = self.model.config.sam_config
         # The model decides how many pixels a token has, whatever the image processor was told.
-        cells = {"patch_size": sam.patch_size, "downsample_ratio": sam.total_stride // sam.patch_size}
         sizes = [(image.height, image.width) for image in images]
-        shown = self.image_processor.get_token_mask(sizes, self.mode, **cells)
+        shown = self.image_processor.get_token_mask(sizes, self.mode, **cell_fields(sam))
         rows = -(-images[0].view.shape[1] // sam.total_stride)
         # (batch, h * w) -> (batch, h, w)
         return VectorInputs(self._send(shown.unflatten(1, (rows, -1))), self.vectors.pool, self._projection)

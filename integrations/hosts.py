@@ -16,6 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..conversion.infer_config import clip_config_from_shapes, sam_config_from_shapes
 from ..conversion.key_tables import CLIP_DEEPSEEK_OCR, CLIP_TRANSFORMERS, SAM_META, SAM_TRANSFORMERS, KeyTable
 from ..modeling.clip_vision_encoder import ClipVisionEncoder
+from ..modeling.inputs import check_pixel_values
+from ..modeling.memory_budgets import split_views
 from ..modeling.sam_encoder import SamEncoder
 
 __all__ = ["HOSTS", "Half", "Host", "find_halves"]
@@ -100,12 +102,9 @@ def _build_clip(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Any
 
 def _compress(encoder: SamEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
     """Run SAM; in inference in parts of bounded memory, as a [`DeepEncoder`] does."""
-    parts = [pixel_values]
-    if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and pixel_values.ndim == 4:
-        patches = pixel_values[0, 0].numel() // encoder.config.patch_size**2 if len(pixel_values) else 0
-        bytes_per_view = max(1, patches * encoder.config.hidden_size * encoder.dtype.itemsize)
-        budgets: Any = encoder.layers[0].memory_budgets
-        parts = list(pixel_values.split(max(1, budgets.views // bytes_per_view)))
+    budgets: Any = encoder.layers[0].memory_budgets
+    check_pixel_values(pixel_values, "pixel_values", encoder.config.num_channels, encoder.config.patch_size)
+    parts = split_views(pixel_values, encoder.config, encoder.dtype, budgets)
     maps = [encoder(part, return_dict=True).last_hidden_state for part in parts]
     return maps[0] if len(maps) == 1 else torch.cat(maps)
 

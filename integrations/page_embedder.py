@@ -6,7 +6,6 @@ pooling nor MaxSim sees it. The folder that a model is saved to is at the same t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..configuration import DeepEncoderConfig
+from ..extraction.outputs import OUTPUTS, VectorInputs, take_outputs
 from ..processing.images import to_rgb
 from ..processing.token_layout import TokenLayout
-from ..processing.token_pooling import VectorOptions, make_vectors
+from ..processing.token_pooling import VectorOptions
 
 try:
     from sentence_transformers.base.modules import InputModule
@@ -44,56 +44,14 @@ def _mask_view(layout: TokenLayout) -> np.ndarray:
     return _mask_vision_tokens(layout)[layout.view_index]
 
 
-def _take_tokens(embedder: "PageEmbedder", page: "_Page") -> torch.Tensor:
-    return (
-        page.view_tokens if page.tile_tokens is None else torch.cat([page.view_tokens, page.tile_tokens.flatten(0, 1)])
-    )
-
-
-def _take_vectors(embedder: "PageEmbedder", page: "_Page") -> torch.Tensor:
-    vectors = make_vectors(page.view_tokens, page.mask, page.tile_tokens, embedder.vector_pool, embedder.projection)
-    return vectors.to(page.view_tokens.dtype)
-
-
-@dataclass(frozen=True)
-class _Page:
-    """The model's output for one page: fused tokens `(n, hidden)` of its view and `(tiles, m, hidden)` of its tiles,
-    its vision tokens `(L, projection_dim)`, and the mask of [`_Output`]."""
-
-    view_tokens: torch.Tensor
-    tile_tokens: torch.Tensor | None
-    vision_tokens: torch.Tensor
-    mask: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A kind of output with a vector for each token.
-
-    Args:
-        width: returns the length of a vector.
-        mask: says which tokens show any of a page.
-        take: returns the vectors `(n, width)` of a page.
-        masks_itself: whether vectors of zeros stand for what shows nothing of the page, instead of `mask`.
-    """
-
-    width: Callable[["PageEmbedder"], int]
-    mask: Callable[[TokenLayout], np.ndarray]
-    take: Callable[["PageEmbedder", _Page], torch.Tensor]
-    masks_itself: bool = False
-
-
 POOLED = "pooled"
-TOKEN_OUTPUTS = {
-    "tokens": _Output(lambda module: module.model.config.hidden_size, _mask_tokens, _take_tokens),
-    "vision_tokens": _Output(
-        lambda module: module.model.config.projection_dim, _mask_vision_tokens, lambda module, page: page.vision_tokens
-    ),
-    "multi_vector": _Output(
-        lambda module: module.vectors.width_for(module.model.config.hidden_size), _mask_view, _take_vectors, True
-    ),
+MASKS: dict[str, Callable[[TokenLayout], np.ndarray]] = {
+    "tokens": _mask_tokens,
+    "vision_tokens": _mask_vision_tokens,
+    "multi_vector": _mask_view,
 }
-"""The outputs of `deepencoder extract` that have a vector for each token, by name."""
+"""For each output with a vector for each token, the function that says which tokens show any of a page. For
+`multi_vector` these are the tokens that are averaged; there, a vector of zeros shows nothing of the page."""
 
 
 class PageEmbedder(InputModule):
@@ -145,10 +103,8 @@ class PageEmbedder(InputModule):
         super().__init__()
         if getattr(getattr(model, "config", None), "model_type", None) != DeepEncoderConfig.model_type:
             raise ValueError(f"model must be a DeepEncoder, got a {type(model).__name__}.")
-        if output not in (POOLED, *TOKEN_OUTPUTS):
-            raise ValueError(
-                f"output must be one of {', '.join(map(repr, (POOLED, *TOKEN_OUTPUTS)))}, got {output!r}."
-            )
+        if output not in (POOLED, *MASKS):
+            raise ValueError(f"output must be one of {', '.join(map(repr, (POOLED, *MASKS)))}, got {output!r}.")
         self.vectors = VectorOptions(vector_pool, vector_width)
         processor.get_tile_grid(1, 1, mode)  # checks the mode
         self.model, self.processor = model, processor
@@ -166,9 +122,7 @@ class PageEmbedder(InputModule):
 
     def get_embedding_dimension(self) -> int:
         """Return the length of the vectors that this module gives."""
-        if self.output == POOLED:
-            return int(self.model.config.clip_config.hidden_size)
-        return TOKEN_OUTPUTS[self.output].width(self)
+        return OUTPUTS[self.output].width(self.model.config, self.vectors)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Turn a batch of pages into what `forward` takes.
@@ -188,7 +142,7 @@ class PageEmbedder(InputModule):
         # As lists, these two are not moved to a GPU, where reading them would wait for it.
         features |= {name: features[name].tolist() for name in ("patches_grid", "num_local_patches")}
         if self.output != POOLED:
-            mask = TOKEN_OUTPUTS[self.output].mask
+            mask = MASKS[self.output]
             layouts = (self.processor.get_token_layout(image.height, image.width, mode=self.mode) for image in images)
             features["attention_mask"] = pad_sequence(
                 [torch.from_numpy(mask(layout)) for layout in layouts], batch_first=True
@@ -204,16 +158,13 @@ class PageEmbedder(InputModule):
         )
         if self.output == POOLED:
             return features | {"sentence_embedding": encoded.pooler_output}
-        counts = features["num_local_patches"]
-        tiles: Sequence[torch.Tensor | None] = [None] * len(counts)
-        if any(counts):
-            parts = encoded.local_last_hidden_state.split(counts)
-            tiles = [part if len(part) else None for part in parts]
-        output = TOKEN_OUTPUTS[self.output]
-        columns = (encoded.last_hidden_state, tiles, encoded.vision_tokens, features["attention_mask"])
-        vectors = [output.take(self, _Page(*values)) for values in zip(*columns, strict=True)]
+        mask, vector_inputs = features["attention_mask"], None
+        if self.output == "multi_vector":
+            vector_inputs = VectorInputs(mask, self.vectors.pool, self.projection)
+        pages = take_outputs(encoded, features["num_local_patches"], (self.output,), vector_inputs)
+        vectors = [page[self.output].to(encoded.last_hidden_state.dtype) for page in pages]
         embeddings = pad_sequence(vectors, batch_first=True)  # (batch, n, width)
-        mask = embeddings.any(-1) if output.masks_itself else features["attention_mask"]
+        mask = embeddings.any(-1) if vector_inputs else mask
         return features | {"token_embeddings": embeddings, "attention_mask": mask.long()}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from ..configuration.deepencoder import DeepEncoderConfig
 from .base import DeepEncoderPreTrainedModel
 from .clip_vision_encoder import ClipVisionEncoder
 from .inputs import check_options, check_pixel_values
-from .memory_budgets import MEMORY_BUDGETS
+from .memory_budgets import MEMORY_BUDGETS, split_views
 from .sam_encoder import SamEncoder
 from .vision_tokens import lay_out_vision_tokens, read_tile_grids
 
@@ -183,14 +183,11 @@ class DeepEncoder(DeepEncoderPreTrainedModel):
             the fused tokens, `(views, h * w, hidden)`, the projected tokens, `(views, h, w, projection_dim)`, and a
             [`DeepEncoderOutput`] of these views without `vision_tokens`.
         """
-        patch_size = self.config.sam_config.patch_size
-        check_pixel_values(pixel_values, "pixel_values", self.config.sam_config.num_channels, patch_size)
-        positions = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
-        bytes_per_view = positions * self.config.sam_config.hidden_size * self.dtype.itemsize
-        views = max(1, self.memory_budgets.views // bytes_per_view)
-        is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not (is_graph or torch.is_grad_enabled()) and pixel_values.shape[0] > views:
-            return join_views([self.encode_view(part, **kwargs) for part in pixel_values.split(views)])
+        sam_config = self.config.sam_config
+        check_pixel_values(pixel_values, "pixel_values", sam_config.num_channels, sam_config.patch_size)
+        parts = split_views(pixel_values, sam_config, self.dtype, self.memory_budgets)
+        if len(parts) > 1:
+            return join_views([self.encode_view(part, **kwargs) for part in parts])
         sam_output = self.sam_encoder(pixel_values, **self.options_of(self.sam_encoder, kwargs))
         sam_map = sam_output.last_hidden_state
         clip_output = self.clip_encoder(patch_embeds=sam_map, **self.options_of(self.clip_encoder, kwargs))

@@ -5,11 +5,14 @@ the speed: activations that fit the cache are several times cheaper than those t
 more go back to the system after each use and come back as page faults. Pass others to [`set_memory_budgets`].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["MEMORY_BUDGETS", "MemoryBudgets", "set_memory_budgets"]
+__all__ = ["MEMORY_BUDGETS", "MemoryBudgets", "set_memory_budgets", "split_views"]
 
 MIB = 2**20
 
@@ -62,3 +65,22 @@ def set_memory_budgets(model: nn.Module, budgets: MemoryBudgets) -> None:
     for module in model.modules():
         if hasattr(module, "memory_budgets"):
             module.memory_budgets = budgets  # type: ignore[assignment]  # not a tensor, whatever nn.Module says
+
+
+def split_views(
+    pixel_values: torch.Tensor, sam_config: Any, dtype: torch.dtype, budgets: MemoryBudgets
+) -> Sequence[torch.Tensor]:
+    """Split views `(views, channels, height, width)` into parts that are encoded together.
+
+    Only inference is split: a graph, and what a gradient needs, stays whole.
+
+    Args:
+        sam_config: configuration of the SAM encoder.
+        dtype: dtype in which the model computes.
+        budgets: bounds the hidden states of a part by `views`.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return (pixel_values,)
+    patch_size = sam_config.patch_size
+    positions = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
+    return pixel_values.split(max(1, budgets.views // (positions * sam_config.hidden_size * dtype.itemsize)))

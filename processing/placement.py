@@ -11,7 +11,7 @@ from typing import Any
 
 from .tiling import choose_tile_grid, count_image_tokens
 
-__all__ = ["MAX_SIDE", "PageGeometry", "Placement", "check_page_size", "contain_page"]
+__all__ = ["MAX_SIDE", "PageGeometry", "Placement", "cell_fields", "check_page_size", "contain_page"]
 
 MAX_SIDE = 2**31 - 1
 """Largest height or width of a page in pixels; no image library has larger ones."""
@@ -59,6 +59,11 @@ def check_page_size(height: Any, width: Any) -> tuple[int, int]:
         given = " and ".join(repr(side)[:40] for side in (height, width))
         raise ValueError(f"height and width must be positive integers of at most {MAX_SIDE}, got {given}.")
     return size
+
+
+def cell_fields(sam_config: Any) -> dict[str, int]:
+    """Return the fields of an image processor that give tokens the cells of a model with this SAM configuration."""
+    return {"patch_size": sam_config.patch_size, "downsample_ratio": sam_config.total_stride // sam_config.patch_size}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ..processing import DeepEncoderImageProcessor
+from ..processing.placement import cell_fields
 from ..processing.visualization import draw_encoding
 
 __all__ = ["draw_sample_page"]
@@ -21,12 +22,8 @@ def draw_sample_page(model: Any) -> bytes:
     """Encode the sample page with a [`DeepEncoder`], and draw the page and its features as a PNG file."""
     sam = model.config.sam_config
     side = LARGEST_SIDE - LARGEST_SIDE % sam.total_stride
-    processor: Any = DeepEncoderImageProcessor(
-        size={"height": side, "width": side},
-        do_pad=True,
-        patch_size=sam.patch_size,
-        downsample_ratio=sam.total_stride // sam.patch_size,
-    )
+    fields: dict[str, Any] = {"size": {"height": side, "width": side}, "do_pad": True, **cell_fields(sam)}
+    processor: Any = DeepEncoderImageProcessor(**fields)
     inputs = processor(SAMPLE_PAGE, return_tensors="pt")
     # `eval` changes every part, and a user may train only one of the halves: restore each part's own flag.
     training = {part: part.training for part in model.modules()}

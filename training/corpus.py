@@ -23,7 +23,7 @@ class Stage:
     """A part of the curriculum.
 
     Args:
-        batches: number of batches.
+        steps: number of steps; at each, every process takes one batch.
         side: side of the pages in pixels.
         pages: number of pages in a batch, an even number: the second half shows the texts of the first half again.
         sizes: smallest and largest size of body text in pixels.
@@ -31,7 +31,7 @@ class Stage:
         varied: whether there are headings, tables, figures and code.
     """
 
-    batches: int
+    steps: int
     side: int
     pages: int
     sizes: tuple[float, float]
@@ -50,21 +50,30 @@ def make_batch(pages: list[Page]) -> dict[str, torch.Tensor]:
 
 
 class Batches(Dataset):
-    """All batches of a curriculum, by number."""
+    """All batches of a curriculum, by number.
 
-    def __init__(self, folder: str, stages: tuple[Stage, ...], seed: int = 0) -> None:
-        self.folder, self.stages, self.seed = folder, stages, seed
+    Args:
+        folder: the materials.
+        stages: the curriculum, which counts steps.
+        processes: number of processes, each of which takes one batch at a step. Batch `n` is for step
+            `n // processes`.
+        seed: chooses the pages.
+    """
+
+    def __init__(self, folder: str, stages: tuple[Stage, ...], processes: int = 1, seed: int = 0) -> None:
+        self.folder, self.stages, self.processes, self.seed = folder, stages, processes, seed
         self._materials: Materials | None = None
 
     def __len__(self) -> int:
-        return sum(stage.batches for stage in self.stages)
+        return self.processes * sum(stage.steps for stage in self.stages)
 
     def stage(self, number: int) -> Stage:
         """Return the stage to which a batch belongs."""
+        step = number // self.processes
         for stage in self.stages:
-            if number < stage.batches:
+            if step < stage.steps:
                 return stage
-            number -= stage.batches
+            step -= stage.steps
         raise IndexError("number of batch out of range")
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:

@@ -74,6 +74,7 @@ PACKAGES = (
 )
 """Where the materials come from."""
 
+# Parts of the names of fonts that do not look like print; "_k." is a font of pictures of keys.
 SYMBOL_FONTS = (
     "_k.",
     "symbol",
@@ -243,7 +244,7 @@ def _is_code_font(path: str) -> bool:
 
 @lru_cache(maxsize=512)
 def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    """Return a font at a size in pixels, without ligatures or kerning between lines of other engines."""
+    """Return a font at a size in pixels. The basic layout engine has no ligatures, so each character has its place."""
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 

@@ -68,7 +68,7 @@ class PageStyle:
 
 @dataclass
 class _Font:
-    """A font at a size, with the advance width of each character that was measured."""
+    """A font, and its size in pixels."""
 
     font: ImageFont.FreeTypeFont
     size: int

@@ -142,11 +142,6 @@ class ReadingObjective(nn.Module):
         Returns:
             `(batch, 4h, 4w, d)`, `(batch, h, w, p)` and `(batch, clip_hidden)`.
         """
-        kept: list[torch.Tensor] = []
-        hook = self.encoder.sam_encoder.layers[-1].register_forward_hook(
-            lambda layer, args, output: kept.append(output)
-        )
-        _, tokens, clip_output = self.encoder.encode_view(pixels)
-        hook.remove()
-        assert clip_output.pooler_output is not None
-        return kept[0], tokens, clip_output.pooler_output
+        _, tokens, output = self.encoder.encode_view(pixels, output_hidden_states=True)
+        assert output.sam_hidden_states is not None and output.pooler_output is not None
+        return output.sam_hidden_states[-1], tokens, output.pooler_output

@@ -48,7 +48,7 @@ class Preset:
 
     @property
     def steps(self) -> int:
-        return sum(stage.batches for stage in self.stages)
+        return sum(stage.steps for stage in self.stages)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: it grows, stays, and falls linearly at the end."""
@@ -157,11 +157,10 @@ def train(materials: str, folder: Path, preset: Preset, options: argparse.Namesp
     accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=options.cpu)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, preset, accelerator)
-    batches = Batches(materials, preset.stages)
     world = accelerator.num_processes
-    numbers = range(run.step * world + accelerator.process_index, len(batches) * world, world)
+    batches = Batches(materials, preset.stages, world)
     loader = DataLoader(
-        Subset(batches, [number % len(batches) for number in numbers]),
+        Subset(batches, range(run.step * world + accelerator.process_index, len(batches), world)),
         batch_size=None,
         num_workers=options.workers,
         prefetch_factor=4 if options.workers else None,

@@ -14,6 +14,7 @@ from torch import nn
 
 from ...modeling.catalog import MODELS
 from ...modeling.positions import resize_position_grid, resize_relative_positions
+from ...modeling.vision_tokens import lay_out_vision_tokens
 
 __all__ = ["GRAPHS", "ExportedView", "fix_image_size"]
 
@@ -37,16 +38,11 @@ class Graph:
 
 
 def _forward_deepencoder(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    fused, tokens, clip_output = model.encode_view(pixel_values)  # tokens: (batch, rows, columns, dim)
-    batch, rows = tokens.shape[:2]
-    newlines = model.image_newline.expand(batch, rows, 1, -1)
-    # (batch, rows, columns + 1, dim) -> (batch, rows * (columns + 1), dim)
-    laid_out = torch.cat([tokens, newlines], dim=2).flatten(1, 2)
-    separator = model.view_separator.expand(batch, 1, -1)
-    vision_tokens = torch.cat([laid_out, separator], dim=1)
+    fused, tokens, output = model.encode_view(pixel_values)  # tokens: (batch, rows, columns, dim)
+    vision_tokens = lay_out_vision_tokens(tokens, None, (1, 1), model.image_newline, model.view_separator)
     # The last two do not depend on the pixels. As outputs, any client can read them, in whatever language.
     constants = (model.image_newline.clone(), model.view_separator.clone())
-    return fused, clip_output.pooler_output, tokens.flatten(1, 2), vision_tokens, *constants
+    return fused, output.pooler_output, tokens.flatten(1, 2), vision_tokens, *constants
 
 
 def _forward_sam(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:

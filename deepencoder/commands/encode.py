@@ -107,9 +107,10 @@ class _Encoder:
         return _Encoding(name, page, inputs, outputs, layout, chosen, time.perf_counter() - start)
 
     def _lay_out(self, page: "Image.Image", mode: dict[str, str]) -> Any:
-        sam = self.model.config.sam_config
-        strides = {"patch_size": sam.patch_size, "downsample_ratio": sam.total_stride // sam.patch_size}
-        return self.processor.get_token_layout(page.height, page.width, **mode, **strides)
+        from ..processing.placement import cell_fields
+
+        cells = cell_fields(self.model.config.sam_config)
+        return self.processor.get_token_layout(page.height, page.width, **mode, **cells)
 
     def _choose(self, layout: "TokenLayout", label: str) -> int | None:
         """Return the token at the point of `--similar-to`: of a tile if there are any, since these are smaller."""

@@ -54,7 +54,7 @@ def info(
     if config.model_type == DeepEncoderConfig.model_type:
         measured = measurements_of(config, count)
         processor = load_processor(source)
-        console.print(f"image processor: mode {processor.mode or 'of its own'}")
+        console.print(f"image processor: {f'mode {processor.mode}' if processor.mode else 'fields of no mode'}")
         console.print(_list_modes(processor, measured))
         console.print(_describe_outputs(config), soft_wrap=True)
         if measured:

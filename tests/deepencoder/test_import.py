@@ -18,7 +18,7 @@ ROOMS = {
     "processing": {"configuration"},
     "extraction": {"configuration", "modeling", "processing"},
     "conversion": {"configuration", "modeling", "processing"},
-    "integrations": {"configuration", "modeling", "processing", "conversion"},
+    "integrations": {"configuration", "modeling", "processing", "extraction", "conversion"},
     "sharing": {"configuration", "modeling", "processing", "conversion"},
 }
 

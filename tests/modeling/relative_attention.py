@@ -24,10 +24,6 @@ def with_gradients(inputs: AttentionInputs) -> AttentionInputs:
     return AttentionInputs(*(tensor.requires_grad_() for tensor in tensors_of(inputs)), scaling=inputs.scaling)
 
 
-def to_dtype(inputs: AttentionInputs, dtype: torch.dtype) -> AttentionInputs:
-    return AttentionInputs(*(tensor.to(dtype) for tensor in tensors_of(inputs)), scaling=inputs.scaling)
-
-
 def by_definition(inputs: AttentionInputs) -> torch.Tensor:
     """Return `(batch, height * width, heads, head_dim)`."""
     query, key, value, rows, columns = tensors_of(inputs)

@@ -16,7 +16,6 @@ from .relative_attention import (
     first_queries,
     make_inputs,
     tensors_of,
-    to_dtype,
     with_gradients,
 )
 
@@ -57,7 +56,7 @@ def test_kernels_are_as_exact_as_a_bias_in_half_precision(
     kernel: AttentionKernel, dtype: torch.dtype, grid: tuple[int, int]
 ) -> None:
     inputs = make_inputs(grid, dim=64)._replace(scaling=0.125)
-    exact, half = by_definition(inputs), to_dtype(inputs, dtype)
+    exact, half = by_definition(inputs), inputs.to(dtype)
     errors = [
         (attend(half, None).transpose(1, 2).double() - exact).norm().item()
         for attend in (kernel.attend, KERNELS["bias"].attend)

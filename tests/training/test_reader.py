@@ -77,3 +77,11 @@ def test_pixels_of_a_batch_are_those_of_the_pages(materials: Materials) -> None:
     page = draw_page(1, materials, PageStyle(128, 64))
     pixels = make_batch([page])["pixels"]
     assert (pixels[0].permute(1, 2, 0).numpy() == np.asarray(page.image)).all()
+
+
+def test_processes_share_the_steps_of_a_stage(folder) -> None:
+    stages = (Stage(2, 64, 2, (14, 20)), Stage(1, 128, 2, (14, 20)))
+    batches = Batches(str(folder), stages, processes=2)
+    assert [batches.stage(number).side for number in range(len(batches))] == [64, 64, 64, 64, 128, 128]
+    pixels = [batches[number]["pixels"] for number in range(4)]
+    assert len({part.numpy().tobytes() for part in pixels}) == 4
