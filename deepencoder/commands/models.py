@@ -110,25 +110,22 @@ def pick_device(device: str | None) -> "torch.device":
 
 
 def load_model(source: Source | None, dtype: Dtype, device: "torch.device") -> Any:
-    """Load a [`DeepEncoder`], ready for inference on a device; the demo model for None."""
-    model = _load_deepencoder(source, dtype).to(device).eval()
-    if dtype is Dtype.auto and device.type == "cpu" and _is_slow_here(model.dtype):
-        print_warning(
-            f"This processor has no instructions for the model's {str(model.dtype).removeprefix('torch.')}: "
-            "float32 (--dtype of encode, --model-dtype of extract) is several times faster."
-        )
-    return model
+    """Load a [`DeepEncoder`], ready for inference on a device; the demo model for None.
 
-
-def _is_slow_here(dtype: "torch.dtype") -> bool:
-    """Whether this processor is known to lack instructions for a 16-bit dtype; see `benchmarks/precision.py`."""
+    With `Dtype.auto` it computes in the dtype of its checkpoint, or in float32 on a CPU without instructions for that.
+    """
     import torch
 
-    instructions = {torch.bfloat16: {"amx_bf16", "avx512_bf16"}, torch.float16: {"amx_fp16", "avx512_fp16"}}
-    wanted = instructions.get(dtype)
-    # Older versions of torch lack this function.
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return wanted is not None and found.get("architecture") == "x86_64" and not any(map(found.get, wanted))
+    from ..modeling.slow_dtypes import is_slow_here
+
+    model = _load_deepencoder(source, dtype)
+    if dtype is Dtype.auto and is_slow_here(model.dtype, device):
+        print_warning(
+            f"This processor has no instructions for the model's {str(model.dtype).removeprefix('torch.')}: computing "
+            "in float32 (--dtype of encode and --model-dtype of extract choose another dtype)."
+        )
+        model = model.to(torch.float32)
+    return model.to(device).eval()
 
 
 def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:
