@@ -50,7 +50,7 @@ def _suits(features: torch.Tensor, weight: torch.Tensor) -> bool:
         and features.numel() * weight.shape[0] >= FEWEST_PRODUCTS
         and type(features) is torch.Tensor
         and type(weight) in (torch.Tensor, nn.Parameter)
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and products_are_faster()
     )
 
@@ -72,7 +72,7 @@ class _LinearFunction(torch.autograd.Function):
         return _multiply(features, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, weight = ctx.saved_tensors
         for_features = for_weight = for_bias = None
         flat = grad.flatten(0, -2)  # (..., out_features) -> (rows, out_features)
