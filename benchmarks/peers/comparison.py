@@ -1,0 +1,156 @@
+"""The comparison: all contenders of a precision in turns, each in a process of its own, on the same page.
+
+Unusual: the memory of the machine may not hold all contenders at once. Then they run in several turns, and our own
+model in torch runs in each of them, so that every contender has been compared with it at the same time.
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepencoder.conversion.trials.trial import Trial, TrialError, relative_error
+
+from .contenders import ANCHORS, CONTENDERS, REFERENCE, Contender
+from .files import FOLDER, prepare
+from .workloads import Workload
+
+RESERVE = 5 * 2**30  # Another contender starts only while the machine has so much memory left.
+
+
+def available_bytes() -> int:
+    """Return how much memory the machine has left."""
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def choose(names: Sequence[str], precisions: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
+    """Return the contenders that can run, and for those that cannot the reason.
+
+    Args:
+        names: parts of their names; none for all.
+        precisions: the groups from which they are chosen.
+    """
+    wanted = [
+        contender
+        for contender in CONTENDERS
+        if contender.precision in precisions
+        and (not names or contender.name in ANCHORS.values() or any(name in contender.name for name in names))
+    ]
+    reasons = {contender.name: contender.reason_to_leave_out() for contender in wanted}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    return [contender for contender in wanted if contender.name not in left_out], left_out
+
+
+def _start(contender: Contender, workload: Workload, threads: int, files: dict[str, Path]) -> tuple[Trial, dict]:
+    """Load a contender and run it once; return its process, and what loading and this first run took."""
+    trial = contender.start(workload.sides, threads)
+    try:
+        loaded = trial.open()
+        trial.take(files, workload.patches_grid)
+        first = trial.run()
+    except TrialError:
+        trial.close()
+        raise
+    return trial, {"load_s": loaded["seconds"], "loaded_bytes": loaded["held_bytes"], "first_s": first["seconds"]}
+
+
+def errors_of(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the relative error of each output that a contender gives."""
+    return {name: relative_error(values, expected[name]) for name, values in found.items()}
+
+
+def compute_reference(workload: Workload, threads: int) -> dict[str, np.ndarray]:
+    """Return what our model computes for a page in float32."""
+    (contender,) = (row for row in CONTENDERS if row.name == REFERENCE)
+    with tempfile.TemporaryDirectory() as folder:
+        trial, _ = _start(contender, workload, threads, workload.write_inputs(FOLDER))
+        with trial:
+            return trial.save(Path(folder) / "output.npz")
+
+
+@dataclass
+class Turn:
+    """Contenders that run in turns, at the same time."""
+
+    running: dict[Contender, Trial] = field(default_factory=dict)
+    rows: dict[Contender, dict[str, Any]] = field(default_factory=dict)
+
+    def measure(self, rounds: int, anchor: str) -> None:
+        """Run all of them in turns, and complete their rows."""
+        runs: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in self.running}
+        for _ in range(rounds):
+            for contender, trial in self.running.items():
+                runs[contender].append(trial.run())
+        for contender, found in runs.items():
+            times = [run["seconds"] for run in found]
+            row = self.rows[contender]
+            row["median_s"] = statistics.median(times)
+            row["spread"] = (max(times) - min(times)) / row["median_s"]
+            row["runs"] = len(times)
+            for name in ("peak_bytes", "added_bytes"):
+                row[name] = max(run[name] for run in found)
+        (ours,) = [row["median_s"] for contender, row in self.rows.items() if contender.name == anchor] or [None]
+        for row in self.rows.values():
+            row["times_ours"] = row["median_s"] / ours if ours else None
+
+
+def run_turns(
+    contenders: list[Contender], workload: Workload, threads: int, rounds: int, expected: dict[str, np.ndarray]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Measure contenders of one precision on one page. Returns their rows, and the errors of those that failed."""
+    anchor_name = ANCHORS[contenders[0].precision]
+    anchors = [contender for contender in contenders if contender.name == anchor_name]
+    waiting = [contender for contender in contenders if contender.name != anchor_name]
+    rows: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    number = 0
+    while waiting or (anchors and not rows):
+        number += 1
+        turn = Turn()
+        with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+            for contender in [*anchors, *waiting]:
+                if len(turn.running) > len(anchors) and available_bytes() < RESERVE:
+                    break
+                if contender in waiting:
+                    waiting.remove(contender)
+                try:
+                    trial, row = _start(contender, workload, threads, workload.write_inputs(FOLDER))
+                except TrialError as error:
+                    failed[contender.name] = str(error)
+                    continue
+                stack.enter_context(trial)
+                output = trial.save(Path(folder) / "output.npz")
+                turn.running[contender] = trial
+                turn.rows[contender] = {"turn": number, **row, "errors": errors_of(output, expected)}
+            turn.measure(rounds, anchor_name)
+        for contender, row in turn.rows.items():
+            rows.setdefault(contender.name, {"contender": contender.name, **row})
+    return list(rows.values()), failed
+
+
+def compare(
+    contenders: list[Contender], workloads: Sequence[Workload], threads: int, rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Measure contenders on pages. Returns a row for each pair, and the errors of those that failed."""
+    prepare({"models"} | {contender.files for contender in contenders if contender.files})
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for workload in workloads:
+        expected = compute_reference(workload, threads)
+        for precision in ANCHORS:
+            group = [contender for contender in contenders if contender.precision == precision]
+            if not group:
+                continue
+            found, errors = run_turns(group, workload, threads, rounds, expected)
+            failed |= {f"{name}, {workload.name}": error for name, error in errors.items()}
+            facts = {"workload": workload.name, "precision": precision, "threads": threads}
+            rows += [facts | row | {"operations": workload.operations} for row in found]
+            print(f"{workload.name}, {precision}: {len(found)} measured", file=sys.stderr, flush=True)
+    return rows, failed

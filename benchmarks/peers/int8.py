@@ -1,0 +1,28 @@
+"""Our model with weights and activations in int8, by torchao, and the rest in bfloat16."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+from deepencoder import DeepEncoder
+
+from .files import OURS
+
+
+def open_int8(folder: str, sides: Sequence[int], precision: str, threads: int, compiled: bool = False) -> Any:
+    torch.set_num_threads(threads)
+    model = DeepEncoder.from_pretrained(Path(folder) / OURS, dtype=torch.bfloat16).eval()
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    if compiled:
+        model.compile()
+
+    @torch.inference_mode()
+    def run(patches_grid: Any = None, **arrays: np.ndarray) -> Any:
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return model(**tensors, patches_grid=patches_grid)
+
+    return run
