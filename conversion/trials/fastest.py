@@ -66,8 +66,13 @@ class Measured:
 
 def _measure(way: Way, folder: Path, side: int, threads: int, expected: np.ndarray | None) -> tuple[Measured, Any]:
     """Measure one way; return it, and the fused tokens."""
-    arguments = {"folder": str(folder), "sides": [side], "precision": way.precision, "threads": threads}
-    with Trial(way.opener, way.modules, **arguments) as trial:
+    arguments: dict[str, Any] = {
+        "folder": str(folder),
+        "sides": [side],
+        "precision": way.precision,
+        "threads": threads,
+    }
+    with Trial(way.opener, way.imported, **arguments) as trial:
         loaded = trial.open()
         trial.take({"pixel_values": folder / "pixels.npy"})
         peak = trial.run()["peak_bytes"]  # The first run, which is not timed, compiles or fills caches.

@@ -27,7 +27,7 @@ FIELDS = ("last_hidden_state", "local_last_hidden_state", "vision_tokens")
 def find_function(place: str) -> Callable[..., Any]:
     """Return the function at a place such as `package.module:function`."""
     module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), name)
 
 
 def _to_array(values: Any) -> np.ndarray:

@@ -51,6 +51,11 @@ class Way:
         """The modules that are not installed."""
         return [name for name in self.modules if find_spec(name) is None]
 
+    @property
+    def imported(self) -> tuple[str, ...]:
+        """The modules to import before the loading is timed."""
+        return self.modules if self.runtime else (*self.modules, "deepencoder.modeling.deepencoder")
+
 
 def graph_path(folder: Path, side: int) -> Path:
     """Return where the exported graph for views of one side is, in a folder of prepared files."""
