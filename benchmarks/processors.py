@@ -62,7 +62,9 @@ def describe_processor(cpuinfo: str) -> str:
     words = re.findall(r"[a-z]+", fields.get("model name", "").lower())
     line = next((name for name in LINES if name in words), None)
     family, model = int(fields.get("cpu family", 0)), int(fields.get("model", 0))
-    generation = next((row[4] for row in GENERATIONS if row[:2] == (vendor, family) and row[2] <= model <= row[3]), None)
+    generation = next(
+        (row[4] for row in GENERATIONS if row[:2] == (vendor, family) and row[2] <= model <= row[3]), None
+    )
     return "-".join(filter(None, [vendor, line, generation, instructions]))
 
 

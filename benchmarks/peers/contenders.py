@@ -37,6 +37,7 @@ class Contender:
         packages: the packages that must be installed, by the names of their modules.
         files: what is prepared for it, besides the models: `"graphs"` or `"gguf"`.
         arguments: further arguments of `opener`.
+        imported: further modules that are imported before the loading is timed.
         environment: further environment variables of its process.
         unavailable: returns why it cannot run, or None.
     """
@@ -47,6 +48,7 @@ class Contender:
     packages: Mapping[str, str]
     files: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    imported: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     unavailable: Callable[[], str | None] = _no_reason
 
@@ -59,7 +61,7 @@ class Contender:
         """Start the process in which it runs."""
         return Trial(
             self.opener,
-            modules=tuple(self.packages),
+            modules=(*self.packages, *self.imported),
             folders=[BENCHMARKS],
             environment=dict(self.environment) | {"OMP_NUM_THREADS": str(threads)},
             folder=str(FOLDER),
@@ -86,26 +88,28 @@ def _llama_cpp(gguf_type: str, precision: str) -> Contender:
     )
 
 
+_OURS = ("deepencoder.modeling.deepencoder",)
+
+
 def _transformers(precision: str) -> Contender:
     return Contender(
         f"transformers' class, {precision}",
         precision,
         "peers.transformers_class:open_class",
         {"torch": "torch", "transformers": "transformers"},
+        imported=("transformers.models.unlimited_ocr.modeling_unlimited_ocr",),
     )
 
 
 def _compiled(precision: str) -> Contender:
     opener = "deepencoder.conversion.trials.ways:open_torch"
-    return Contender(
-        f"torch, {precision}, compiled", precision, opener, {"torch": "torch"}, arguments={"compiled": True}
-    )
+    name = f"torch, {precision}, compiled"
+    return Contender(name, precision, opener, {"torch": "torch"}, arguments={"compiled": True}, imported=_OURS)
 
 
 def _int8(name: str, **arguments: Any) -> Contender:
-    return Contender(
-        name, "int8", "peers.int8:open_int8", {"torch": "torch", "torchao": "torchao"}, arguments=arguments
-    )
+    packages = {"torch": "torch", "torchao": "torchao"}
+    return Contender(name, "int8", "peers.int8:open_int8", packages, arguments=arguments, imported=_OURS)
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -116,6 +120,7 @@ CONTENDERS: tuple[Contender, ...] = (
             way.opener,
             {module: module for module in way.modules},
             "graphs" if way.runtime else None,
+            imported=way.imported,
         )
         for way in WAYS
     ),

@@ -24,7 +24,10 @@ GROUP = ("workload", "precision", "threads")
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with --peers, on a CPU")
     group.add_argument(
-        "--peers", nargs="*", metavar="NAME", help="compare with everything else; only contenders whose name has a NAME"
+        "--peers",
+        nargs="*",
+        metavar="NAME",
+        help="compare with everything else; only contenders whose name has a NAME",
     )
     group.add_argument("--pages", nargs="+", choices=WORKLOADS, default=["640", "1024", "gundam"])
     group.add_argument("--precisions", nargs="+", choices=ANCHORS, default=["float32", "bfloat16"])
@@ -59,7 +62,7 @@ def merge(report: dict[str, Any], run: dict[str, Any], rows: list[dict[str, Any]
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown, the fastest of each group first."""
     lines = [
-        "| page | threads | contender | median (spread) | times ours | first run | load | memory: whole, added | error |",
+        "| page | threads | contender | median (spread) | times ours | first run | load | memory, added | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in GROUP), row["median_s"])):

@@ -54,6 +54,11 @@ class Workload(NamedTuple):
 
 WORKLOADS = {
     workload.name: workload
-    for workload in (Workload("512", 512), Workload("640", 640), Workload("1024", 1024), Workload("gundam", 1024, 2, 3))
+    for workload in (
+        Workload("512", 512),
+        Workload("640", 640),
+        Workload("1024", 1024),
+        Workload("gundam", 1024, 2, 3),
+    )
 }
 """The pages by name. `gundam` is an A4 page in the mode of this name."""
