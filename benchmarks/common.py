@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processors import processor_slug
 from torch import nn
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrVisionConfig
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrVisionModel
@@ -103,6 +104,14 @@ def processor_name() -> str:
     except OSError:
         match = None
     return match[1] if match else platform.processor() or platform.machine()
+
+
+def device_slug(device: torch.device | None = None) -> str:
+    """Return a short name of the device for names of files: of its processor, if it is the CPU or None."""
+    if device is None or device.type == "cpu":
+        return processor_slug()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from common import (
     build,
     build_both,
     counted_operations,
+    device_slug,
     environment,
     matrix_rate,
     summarize,
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--tiles", nargs="*", type=int, default=[6], help="tiles of 640 beside a page of 1024")
     parser.add_argument("--rounds", type=int, default=20 if on_cuda else 5)
     parser.add_argument("--int8", action="store_true")
-    parser.add_argument("--output", type=Path, help="without suffix [default: results/speed_DEVICE]")
+    parser.add_argument("--output", type=Path, help="without suffix [default: results/speed_PROCESSOR]")
     parser.add_argument(
         "--memory-of", nargs=5, metavar=("WHO", "DTYPE", "SIDE", "BATCH", "TILES"), help=argparse.SUPPRESS
     )
@@ -287,7 +288,7 @@ def main() -> None:
         if options.int8:
             report["int8"] = measure_int8(peer, ours, options.rounds, device, dtype)
     suffix = "" if report["dtype"] == default else f"_{report['dtype']}"
-    output = options.output or RESULTS / f"speed_{device.type}{suffix}"
+    output = options.output or RESULTS / f"speed_{device_slug(device)}{suffix}"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     if any(row["batch"] == 1 and not row["tiles"] for row in report["rows"]):
