@@ -21,6 +21,10 @@ from .contenders import ANCHORS, CONTENDERS, REFERENCE, Contender
 from .files import FOLDER, prepare
 from .workloads import Workload
 
+PARAMETERS = 400_770_048
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+"""The bytes of a parameter."""
+STEADY = 0.15  # The spread up to which the times of a contender are not measured again.
 RESERVE = 5 * 2**30  # Another contender starts only while the machine has so much memory left.
 
 
@@ -75,6 +79,12 @@ def compute_reference(workload: Workload, threads: int) -> dict[str, np.ndarray]
             return trial.save(Path(folder) / "output.npz")
 
 
+def _spread(runs: list[dict[str, Any]]) -> float:
+    """Return the difference between the slowest and the fastest run, relative to the median."""
+    times = [run["seconds"] for run in runs]
+    return (max(times) - min(times)) / statistics.median(times)
+
+
 @dataclass
 class Turn:
     """Contenders that run in turns, at the same time."""
@@ -83,19 +93,25 @@ class Turn:
     rows: dict[Contender, dict[str, Any]] = field(default_factory=dict)
 
     def measure(self, rounds: int, anchor: str) -> None:
-        """Run all of them in turns, and complete their rows."""
+        """Run all of them in turns, and complete their rows.
+
+        After that, those whose times differ much run again, up to twice as often, since something else has disturbed
+        them. Each of these runs, too, has one of the anchor beside it.
+        """
         runs: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in self.running}
-        for _ in range(rounds):
+        for number in range(2 * rounds):
+            unsteady = {contender for contender, found in runs.items() if len(found) < 2 or _spread(found) > STEADY}
             for contender, trial in self.running.items():
-                runs[contender].append(trial.run())
+                if number < rounds or (unsteady and (contender in unsteady or contender.name == anchor)):
+                    runs[contender].append(trial.run())
         for contender, found in runs.items():
-            times = [run["seconds"] for run in found]
             row = self.rows[contender]
-            row["median_s"] = statistics.median(times)
-            row["spread"] = (max(times) - min(times)) / row["median_s"]
-            row["runs"] = len(times)
-            for name in ("peak_bytes", "added_bytes"):
-                row[name] = max(run[name] for run in found)
+            row["median_s"] = statistics.median(run["seconds"] for run in found)
+            row["fastest_s"] = min(run["seconds"] for run in found)
+            row["spread"] = _spread(found)
+            row["runs"] = len(found)
+            row["peak_bytes"] = max(run["peak_bytes"] for run in found)
+            row["beyond_weights_bytes"] = row["peak_bytes"] - PARAMETERS * BYTES[contender.precision]
         (ours,) = [row["median_s"] for contender, row in self.rows.items() if contender.name == anchor] or [None]
         for row in self.rows.values():
             row["times_ours"] = row["median_s"] / ours if ours else None

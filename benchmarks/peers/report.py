@@ -62,7 +62,7 @@ def merge(report: dict[str, Any], run: dict[str, Any], rows: list[dict[str, Any]
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown, the fastest of each group first."""
     lines = [
-        "| page | threads | contender | median (spread) | times ours | first run | load | memory, added | error |",
+        "| page | threads | contender | median (spread) | times ours | first | load | memory, beyond weights | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in GROUP), row["median_s"])):
@@ -75,7 +75,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             ratio,
             f"{row['first_s']:.2f} s",
             f"{row['load_s']:.2f} s",
-            f"{row['peak_bytes'] / 1e9:.2f}, {row['added_bytes'] / 1e9:.2f} GB",
+            f"{row['peak_bytes'] / 1e9:.2f}, {row['beyond_weights_bytes'] / 1e9:.2f} GB",
             f"{max(row['errors'].values()):.1e}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

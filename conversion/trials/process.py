@@ -86,15 +86,10 @@ class TrialProcess:
         """Run the model once. `peak_bytes` is the whole memory of the model and of this run."""
         self._output = None
         forget_peak()
-        before = held_bytes()
         start = time.perf_counter()
         self._output = self._run(**self._inputs)
         elapsed = time.perf_counter() - start
-        return {
-            "seconds": elapsed,
-            "peak_bytes": _added(peak_bytes(), self._before),
-            "added_bytes": _added(peak_bytes(), before),
-        }
+        return {"seconds": elapsed, "peak_bytes": _added(peak_bytes(), self._before)}
 
     def save(self, path: str) -> dict[str, Any]:
         """Write what the last run computed, as a `.npz` file."""

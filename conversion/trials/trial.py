@@ -105,8 +105,7 @@ class Trial:
         """Run the model once.
 
         Returns:
-            `seconds`; `peak_bytes`, the memory of the model and of the run together; and `added_bytes`, what the run
-            added to the memory before it.
+            `seconds`, and `peak_bytes`, the memory of the model and of the run together.
 
         Raises:
             [`TrialError`]: it failed.

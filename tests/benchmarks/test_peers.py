@@ -49,6 +49,7 @@ class FakeTrial:
 
     def __init__(self, name: str) -> None:
         self.name, self.seconds = name, 1.0 if name.startswith("torch") else 0.5
+        self.slower = 2 if name.startswith("ONNX") else 1
 
     def __enter__(self) -> "FakeTrial":
         return self
@@ -68,7 +69,8 @@ class FakeTrial:
         assert patches_grid == [[2, 3]] and set(files) == {"pixel_values", "pixel_values_local"}
 
     def run(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "peak_bytes": 3, "added_bytes": 2}
+        self.seconds *= self.slower
+        return {"seconds": self.seconds, "peak_bytes": 3}
 
     def save(self, path: Path) -> dict[str, np.ndarray]:
         return {"last_hidden_state": np.full((1, 4, 2), 1.0 if self.name.startswith("torch") else 1.1)}
@@ -90,6 +92,8 @@ def test_turns(comparison: Any, contenders: Any, monkeypatch: pytest.MonkeyPatch
     assert by_name["torch, float32"]["times_ours"] == 1 and by_name["torch, float32"]["turn"] == 1
     other = by_name["OpenVINO, float32"]
     assert other["turn"] > 1 and other["times_ours"] == 0.5 and other["runs"] == 3 and other["spread"] == 0
+    assert by_name["ONNX Runtime, float32"]["runs"] == 6, "an unsteady contender runs again"
+    assert other["beyond_weights_bytes"] == 3 - 4 * 400_770_048
     assert other["errors"]["last_hidden_state"] == pytest.approx(0.1) and other["first_s"] == 0.5
 
 
@@ -121,7 +125,11 @@ def test_reports_are_merged_by_group() -> None:
 def test_table_of_a_run() -> None:
     report = import_module("peers.report")
     facts = {"median_s": 2.0, "spread": 0.03, "times_ours": 1.25, "first_s": 2.5, "load_s": 0.25}
-    facts |= {"peak_bytes": 3e9, "added_bytes": 1e9, "errors": {"last_hidden_state": 1e-6, "vision_tokens": 2e-6}}
+    facts |= {
+        "peak_bytes": 3e9,
+        "beyond_weights_bytes": 1e9,
+        "errors": {"last_hidden_state": 1e-6, "vision_tokens": 2e-6},
+    }
     row = {"workload": "640", "precision": "float32", "threads": 2, "contender": "OpenVINO, float32", **facts}
     cells = "640 | 2 | OpenVINO, float32 | 2.000 s (3 %) | 1.25 | 2.50 s | 0.25 s | 3.00, 1.00 GB | 2.0e-06"
     assert report.table([row]).splitlines()[-1] == f"| {cells} |"
