@@ -60,9 +60,9 @@ def merge(report: dict[str, Any], run: dict[str, Any], rows: list[dict[str, Any]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a table in Markdown, the fastest of each group first."""
+    """Return the rows as a table in Markdown, the fastest of each group first; ratios are of times, to ours."""
     lines = [
-        "| page | threads | contender | median (spread) | times ours | first | load | memory, beyond weights | error |",
+        "| page | threads | contender | median (spread) | ratio | first | load | memory, beyond weights | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in GROUP), row["median_s"])):
