@@ -4,10 +4,10 @@ Unusual: the memory of the machine may not hold all contenders at once. Then the
 model in torch runs in each of them, so that every contender has been compared with it at the same time.
 """
 
+import itertools
 import statistics
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,7 @@ class Turn:
         """
         runs: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in self.running}
         for number in range(2 * rounds):
-            unsteady = {contender for contender, found in runs.items() if len(found) < 2 or _spread(found) > STEADY}
+            unsteady = {contender for contender, found in runs.items() if found and _spread(found) > STEADY}
             for contender, trial in self.running.items():
                 if number < rounds or (unsteady and (contender in unsteady or contender.name == anchor)):
                     runs[contender].append(trial.run())
@@ -118,9 +118,16 @@ class Turn:
 
 
 def run_turns(
-    contenders: list[Contender], workload: Workload, threads: int, rounds: int, expected: dict[str, np.ndarray]
+    contenders: list[Contender],
+    workload: Workload,
+    threads: int,
+    rounds: int,
+    expected: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Measure contenders of one precision on one page. Returns their rows, and the errors of those that failed."""
+    """Measure contenders of one precision on one page. Returns their rows, and the errors of those that failed.
+
+    `expected` is what their outputs are compared with. By default it is what the first of them gives.
+    """
     anchor_name = ANCHORS[contenders[0].precision]
     anchors = [contender for contender in contenders if contender.name == anchor_name]
     waiting = [contender for contender in contenders if contender.name != anchor_name]
@@ -143,6 +150,7 @@ def run_turns(
                     continue
                 stack.enter_context(trial)
                 output = trial.save(Path(folder) / "output.npz")
+                expected = output if expected is None else expected
                 turn.running[contender] = trial
                 turn.rows[contender] = {"turn": number, **row, "errors": errors_of(output, expected)}
             turn.measure(rounds, anchor_name)
@@ -152,21 +160,23 @@ def run_turns(
 
 
 def compare(
-    contenders: list[Contender], workloads: Sequence[Workload], threads: int, rounds: int
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Measure contenders on pages. Returns a row for each pair, and the errors of those that failed."""
-    prepare({"models"} | {contender.files for contender in contenders if contender.files})
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    for workload in workloads:
-        expected = compute_reference(workload, threads)
-        for precision in ANCHORS:
-            group = [contender for contender in contenders if contender.precision == precision]
-            if not group:
-                continue
-            found, errors = run_turns(group, workload, threads, rounds, expected)
-            failed |= {f"{name}, {workload.name}": error for name, error in errors.items()}
-            facts = {"workload": workload.name, "precision": precision, "threads": threads}
-            rows += [facts | row | {"operations": workload.operations} for row in found]
-            print(f"{workload.name}, {precision}: {len(found)} measured", file=sys.stderr, flush=True)
-    return rows, failed
+    contenders: list[Contender], workloads: Sequence[Workload], threads: Sequence[int], rounds: int
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+    """Measure contenders on pages.
+
+    Yields:
+        for each page, number of threads and precision the rows, and the errors of those that failed.
+    """
+    sides = sorted({side for workload in workloads for side in workload.sides})
+    prepare({"models"} | {contender.files for contender in contenders if contender.files}, sides)
+    for workload, count, (precision, anchor) in itertools.product(workloads, threads, ANCHORS.items()):
+        group = [contender for contender in contenders if contender.precision == precision]
+        if not group:
+            continue
+        expected = None if anchor == REFERENCE else compute_reference(workload, count)
+        found, errors = run_turns(group, workload, count, rounds, expected)
+        facts = {"workload": workload.name, "precision": precision, "threads": count}
+        yield (
+            [facts | row | {"operations": workload.operations} for row in found],
+            {f"{name}, {workload.name}": error for name, error in errors.items()},
+        )

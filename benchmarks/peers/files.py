@@ -10,6 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def gguf_path(folder: Path, gguf_type: str) -> Path:
     return folder / "gguf" / f"mmproj-{gguf_type}.gguf"
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder: Path, sides: Sequence[int]) -> None:
     """Write transformers' class and ours with the same weights, and random ones in what only ours has."""
     import torch
 
@@ -50,44 +51,53 @@ def _load(folder: Path) -> Any:
     return DeepEncoder.from_pretrained(folder / OURS).eval()
 
 
-def write_graphs(folder: Path) -> None:
-    """Write the exported graphs of the two sides that the usual pages need."""
-    from deepencoder.conversion.trials.ways import prepare_files
+def write_graphs(folder: Path, sides: Sequence[int]) -> None:
+    """Write the exported graphs for views of these sides."""
+    from deepencoder.conversion.trials.ways import graph_path, prepare_files
 
-    prepare_files(_load(folder), folder, (640, 1024), graphs=True)
+    missing = [side for side in sides if not graph_path(folder, side).exists()]
+    if missing:
+        prepare_files(_load(folder), folder, missing, graphs=True)
 
 
-def write_gguf_files(folder: Path) -> None:
+def write_gguf_files(folder: Path, sides: Sequence[int]) -> None:
     from deepencoder.conversion.gguf_writer import write_gguf
 
-    model = _load(folder)
-    for gguf_type in GGUF_FILES:
-        if not gguf_path(folder, gguf_type).exists():
-            write_gguf(model, gguf_path(folder, gguf_type), gguf_type)
+    missing = [gguf_type for gguf_type in GGUF_FILES if not gguf_path(folder, gguf_type).exists()]
+    model = _load(folder) if missing else None
+    for gguf_type in missing:
+        write_gguf(model, gguf_path(folder, gguf_type), gguf_type)
 
 
 WRITERS = {"models": write_models, "graphs": write_graphs, "gguf": write_gguf_files}
 
 
-def prepare(kinds: set[str]) -> None:
-    """Write the files of these kinds that are missing. Each kind is a process of its own, which frees its memory."""
+def prepare(kinds: set[str], sides: Iterable[int]) -> None:
+    """Write the files of these kinds that are missing. Each kind is a process of its own, which frees its memory.
+
+    Args:
+        kinds: some of [`KINDS`].
+        sides: the sides of the views for which graphs are exported.
+    """
     for kind in KINDS:
         if kind in kinds:
-            subprocess.run([sys.executable, __file__, "--only", kind], check=True)
+            command = [sys.executable, __file__, "--only", kind, "--sides", *map(str, sides)]
+            subprocess.run(command, check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--sides", nargs="+", type=int, default=[640, 1024], help="of the exported graphs")
     parser.add_argument("--again", action="store_true", help="write files that are there already")
     options = parser.parse_args()
     if options.again:
         for name in (options.only,) if options.only else (OURS, TRANSFORMERS, "graphs", "gguf"):
             shutil.rmtree(FOLDER / name, ignore_errors=True)
     if not options.only:
-        prepare(set(KINDS))
+        prepare(set(KINDS), options.sides)
     elif options.only != "models" or not (FOLDER / OURS).exists():
-        WRITERS[options.only](FOLDER)
+        WRITERS[options.only](FOLDER, options.sides)
 
 
 if __name__ == "__main__":

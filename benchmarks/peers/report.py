@@ -14,6 +14,8 @@ import torch
 from common import RESULTS, environment
 from processors import processor_slug
 
+from deepencoder.configuration.atomic_files import write_text
+
 from .comparison import choose, compare
 from .contenders import ANCHORS, versions
 from .workloads import WORKLOADS
@@ -89,16 +91,16 @@ def run_comparison(options: argparse.Namespace) -> None:
     contenders, left_out = choose(options.peers, options.precisions)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
+    facts = environment(torch.device("cpu"))
+    facts["versions"] |= versions()
+    command = "python benchmarks/speed.py " + " ".join(sys.argv[1:])
+    run: dict[str, Any] = {"command": command, "environment": facts, "left_out": left_out, "failed": {}}
+    rows: list[dict[str, Any]] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
     workloads = [WORKLOADS[name] for name in options.pages]
-    for threads in options.threads:
-        rows, failed = compare(contenders, workloads, threads, options.rounds)
+    for found, failed in compare(contenders, workloads, options.threads, options.rounds):
         for name, error in failed.items():
             print(f"failed: {name}: {error}", file=sys.stderr)
-        facts = environment(torch.device("cpu"))
-        facts["versions"] |= versions()
-        command = "python benchmarks/speed.py " + " ".join(sys.argv[1:])
-        run = {"command": command, "environment": facts, "left_out": left_out, "failed": failed}
-        report = merge(report, run, rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        print(table(rows))
+        rows, run["failed"] = rows + found, run["failed"] | failed
+        write_text(path, json.dumps(merge(report, run, rows), indent=1) + "\n")
+        print(table(found), flush=True)
