@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from .exported_model import ExportedDeepEncoder
     from .engines import RUNTIMES
+    from .exported_model import ExportedDeepEncoder
 
 __all__ = ["RUNTIMES", "ExportedDeepEncoder"]
 

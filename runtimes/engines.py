@@ -41,12 +41,14 @@ class Runtime:
     """A library that runs exported graphs.
 
     Args:
+        name: what users call it.
         format: format of its graphs, one of the export's `FORMATS`.
         library: the module to import, and the package to install.
         dtypes: the dtypes in which it computes; the first is the default.
         open: opens a graph, given its path, a dtype and the number of threads.
     """
 
+    name: str
     format: str
     library: str
     dtypes: tuple[str, ...]
@@ -103,7 +105,10 @@ def _open_onnxruntime(path: Path, dtype: str, threads: int) -> Graph:
 
 
 RUNTIMES = {
-    "openvino": Runtime("openvino", "openvino", ("float32", "bfloat16"), _open_openvino),
-    "onnxruntime": Runtime("onnx", "onnxruntime", ("float32",), _open_onnxruntime),
+    runtime.name: runtime
+    for runtime in (
+        Runtime("openvino", "openvino", "openvino", ("float32", "bfloat16"), _open_openvino),
+        Runtime("onnxruntime", "onnx", "onnxruntime", ("float32",), _open_onnxruntime),
+    )
 }
 """The runtimes, by name."""

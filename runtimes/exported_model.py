@@ -19,7 +19,7 @@ from ..modeling.deepencoder import DeepEncoder, DeepEncoderOutput
 from ..modeling.inputs import check_pixel_values
 from .graph_folders import GraphFolder, open_folder
 
-__all__ = ["ExportedDeepEncoder"]
+__all__ = ["ExportedDeepEncoder", "load_exported"]
 
 PIXELS_TOGETHER = 1 << 20  # Views are run a few at a time, since larger batches are no faster on a CPU.
 
@@ -105,7 +105,11 @@ class ExportedDeepEncoder(DeepEncoderPreTrainedModel):
         )
         side = -(-height // sam.total_stride)
         output = DeepEncoderOutput(last_hidden_state=fused, pooler_output=pooled)
-        return fused, projected.unflatten(1, (side, side)), output  # (views, side * side, ..) -> (views, side, side, ..)
+        return (
+            fused,
+            projected.unflatten(1, (side, side)),
+            output,
+        )  # (views, side * side, ..) -> (views, side, side, ..)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """Refuse another device or dtype, to which `.to`, `.cuda`, `.half` and others would convert the parameters."""
@@ -125,10 +129,15 @@ class ExportedDeepEncoder(DeepEncoderPreTrainedModel):
         """
         raise ValueError(f"An ExportedDeepEncoder cannot be saved: copy its folder of graphs, {self.graphs.path}.")
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
         """Refuse, as [`save_pretrained`] does.
 
         Raises:
             `ValueError`: always.
         """
         raise ValueError(f"An ExportedDeepEncoder cannot be pushed: upload its folder of graphs, {self.graphs.path}.")
+
+
+def load_exported(model: str | os.PathLike[str], **options: Any) -> ExportedDeepEncoder:
+    """Open exported graphs, or export a model; see [`ExportedDeepEncoder.from_pretrained`]."""
+    return ExportedDeepEncoder.from_pretrained(model, **options)

@@ -29,7 +29,7 @@ from ..extraction.models import identify_model, revision_of
 from ..modeling.deepencoder import DeepEncoder
 from .engines import OUTPUTS, RUNTIMES, Graph, Runtime
 
-__all__ = ["GraphFolder", "choose_runtime", "open_folder"]
+__all__ = ["GraphFolder", "choose_runtime", "find_exported", "open_folder"]
 
 
 @dataclass
@@ -129,7 +129,7 @@ def choose_runtime(name: str | None, folder: Path | None = None) -> Runtime:
     raise ImportError(f"runtime {name or 'any'!r} needs {libraries}: pip install {libraries.split(' or ')[0]}")
 
 
-def _find_exported(source: str) -> Path | None:
+def find_exported(source: str) -> Path | None:
     """Return the folder if `source` is one of graphs."""
     folder = Path(source)
     if folder.is_dir() and any(find_graphs(folder, runtime.format) for runtime in RUNTIMES.values()):
@@ -169,7 +169,7 @@ def open_folder(
         `ValueError`: `runtime` is unknown, or does not compute in `dtype`; or the model is not a [`DeepEncoder`].
         `OSError`: there is no such model.
     """
-    exported = _find_exported(source)
+    exported = find_exported(source)
     chosen = choose_runtime(runtime, exported)
     if dtype not in chosen.dtypes:
         names = " or ".join(f"torch.{name}" for name in chosen.dtypes)
