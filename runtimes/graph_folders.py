@@ -157,7 +157,7 @@ def _cached_folder(identity: str, format: str) -> Path:
     """Return the folder for the graphs of a model in the Hugging Face cache, by its weights and our version."""
     facts = json.dumps([identity, __version__, EXPORT_VERSION])
     name = f"{format}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
-    return Path(cached_assets_path("deepencoder", namespace="exported", subfolder=name))
+    return Path(cached_assets_path("deepencoder", namespace="exported")) / name
 
 
 def open_folder(
@@ -182,10 +182,11 @@ def open_folder(
 
     def export(*sizes: int) -> None:
         with WeakFileLock(path.with_suffix(".lock")):
-            missing = [size for size in sizes if size not in find_graphs(path, chosen.format)]
-            if missing or not (path / TOKENS_NAME).is_file():
+            # Another process may have exported them meanwhile.
+            missing = [size for size in sizes if not path.is_dir() or size not in find_graphs(path, chosen.format)]
+            if missing or not path.is_dir():
                 export_folder(_load_model(source, pinned, options), path, missing, chosen.format)
 
-    if not (path / TOKENS_NAME).is_file():
+    if not path.is_dir():
         export()
     return GraphFolder(path, chosen, dtype, DeepEncoderConfig.from_pretrained(path), export)

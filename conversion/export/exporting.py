@@ -81,8 +81,7 @@ def _compress(
     graph: Any, chosen: GraphFormat, reference: ExportedView, calibration: torch.Tensor, shape: tuple[int, ...]
 ) -> tuple[Any, dict[str, str]]:
     """Quantise a graph; return it, and the metadata that say with what, and how close it is to the model."""
-    if chosen.compress is None:
-        raise ValueError("calibration must be None: only OpenVINO graphs are compressed to 8 bits.")
+    assert chosen.compress is not None
     pages, held_back = split_calibration(calibration, shape)
     graph = chosen.compress(graph, pages)
     accuracy = measure_accuracy(reference, chosen.open(graph, Path()), held_back)
@@ -123,6 +122,8 @@ def export_model(
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}.")
     path, chosen = Path(path), FORMATS[format]
+    if calibration is not None and chosen.compress is None:
+        raise ValueError("calibration must be None: only OpenVINO graphs are compressed to 8 bits.")
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     check_exportable(model)
     attn_implementation = GRAPHS[model.config.model_type].attn_implementation

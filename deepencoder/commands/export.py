@@ -100,6 +100,8 @@ def export(
     source = Source(model, trust_remote_code, revision)
     pages = _check_compression(compress, calibration)
     if layout is Layout.transformers_js:
+        if pages:
+            raise UserError("--compress is for OpenVINO graphs, not for --layout transformers.js.")
         _check_folder(output, format)
         loaded = load_any_model(source, Dtype.float32)
         chosen_mode, side = _choose_view(loaded.config, mode, size)

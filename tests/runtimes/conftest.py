@@ -36,9 +36,7 @@ def processor() -> DeepEncoderImageProcessor:
 
 
 @pytest.fixture(scope="session")
-def source(
-    model: DeepEncoder, processor: DeepEncoderImageProcessor, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def source(model: DeepEncoder, processor: DeepEncoderImageProcessor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ordinary folder of a model."""
     folder = tmp_path_factory.mktemp("source") / "encoder"
     model.save_pretrained(folder)

@@ -22,9 +22,7 @@ runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
 
 @runtimes
 @torch.no_grad()
-def test_pages_with_different_numbers_of_tiles(
-    runtime: str, model: DeepEncoder, exported: Path, inputs: Any
-) -> None:
+def test_pages_with_different_numbers_of_tiles(runtime: str, model: DeepEncoder, exported: Path, inputs: Any) -> None:
     found = ExportedDeepEncoder.from_pretrained(exported, runtime=runtime)
     assert inputs["num_local_patches"].tolist() == [2, 0, 6]
     ours, theirs = found(**inputs), model(**inputs)

@@ -1,4 +1,4 @@
-"""Which graphs are used: those in a folder, whoever wrote it, and those in the cache, which are those of the weights."""
+"""Which graphs are used: those in a folder, whoever wrote it, and those of the very weights in the cache."""
 
 import json
 import shutil
@@ -100,7 +100,10 @@ def test_a_damaged_graph(copied: Path) -> None:
 
 def test_a_configuration_that_does_not_fit(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
-    for change, words in (({"projection_dim": 64}, "two vectors of length 64"), ({"projection_dim": -1}, "projection")):
+    for change, words in (
+        ({"projection_dim": 64}, "two vectors of length 64"),
+        ({"projection_dim": -1}, "projection"),
+    ):
         (copied / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=words):
             ExportedDeepEncoder.from_pretrained(copied)
