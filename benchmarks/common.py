@@ -19,7 +19,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 from deepencoder import DeepEncoder, DeepEncoderConfig
 from deepencoder.conversion.key_mapping import convert_state_dict
 from deepencoder.conversion.key_tables import DEEPENCODER_UNLIMITED_OCR_VISION
-from deepencoder.conversion.trials.operations import count_operations
+from deepencoder.runtimes.trials.operations import count_operations
 
 RESULTS = Path(__file__).parent / "results"
 

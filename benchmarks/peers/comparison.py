@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deepencoder.conversion.trials.trial import Trial, TrialError, relative_error
+from deepencoder.runtimes.trials.trial import Trial, TrialError, relative_error
 
 from .contenders import ANCHORS, CONTENDERS, REFERENCE, Contender
 from .files import FOLDER, prepare

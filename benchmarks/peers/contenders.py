@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deepencoder.conversion.trials.trial import Trial
-from deepencoder.conversion.trials.ways import WAYS
+from deepencoder.runtimes.trials.trial import Trial
+from deepencoder.runtimes.trials.ways import WAYS, open_torch
 
 from .files import FOLDER
 from .llama_cpp import LIBRARY
@@ -66,7 +66,6 @@ class Contender:
             environment=dict(self.environment) | {"OMP_NUM_THREADS": str(threads)},
             folder=str(FOLDER),
             sides=sides,
-            precision=self.precision,
             threads=threads,
             **self.arguments,
         )
@@ -97,14 +96,15 @@ def _transformers(precision: str) -> Contender:
         precision,
         "peers.transformers_class:open_class",
         {"torch": "torch", "transformers": "transformers"},
+        arguments={"precision": precision},
         imported=("transformers.models.unlimited_ocr.modeling_unlimited_ocr",),
     )
 
 
 def _compiled(precision: str) -> Contender:
-    opener = "deepencoder.conversion.trials.ways:open_torch"
+    opener, arguments = f"{open_torch.__module__}:{open_torch.__name__}", {"precision": precision, "compiled": True}
     name = f"torch, {precision}, compiled"
-    return Contender(name, precision, opener, {"torch": "torch"}, arguments={"compiled": True}, imported=_OURS)
+    return Contender(name, precision, opener, {"torch": "torch"}, arguments=arguments, imported=_OURS)
 
 
 def _int8(name: str, **arguments: Any) -> Contender:
@@ -118,8 +118,9 @@ CONTENDERS: tuple[Contender, ...] = (
             way.title,
             way.precision,
             way.opener,
-            {module: module for module in way.modules},
-            "graphs" if way.runtime else None,
+            {name: name for name in way.packages},
+            "graphs" if way.format else None,
+            way.arguments,
             imported=way.imported,
         )
         for way in WAYS

@@ -52,12 +52,11 @@ def _load(folder: Path) -> Any:
 
 
 def write_graphs(folder: Path, sides: Sequence[int]) -> None:
-    """Write the exported graphs for views of these sides."""
-    from deepencoder.conversion.trials.ways import graph_path, prepare_files
+    """Write the exported graphs for views of these sides, for each runtime that is installed."""
+    from deepencoder.runtimes.trials.ways import WAYS, prepare_files
 
-    missing = [side for side in sides if not graph_path(folder, side).exists()]
-    if missing:
-        prepare_files(_load(folder), folder, missing, graphs=True)
+    formats = sorted({way.format for way in WAYS if way.format and not way.missing})
+    prepare_files(_load(folder), folder, sides, formats)
 
 
 def write_gguf_files(folder: Path, sides: Sequence[int]) -> None:

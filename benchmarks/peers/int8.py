@@ -13,7 +13,7 @@ from deepencoder import DeepEncoder
 from .files import OURS
 
 
-def open_int8(folder: str, sides: Sequence[int], precision: str, threads: int, compiled: bool = False) -> Any:
+def open_int8(folder: str, sides: Sequence[int], threads: int, compiled: bool = False) -> Any:
     torch.set_num_threads(threads)
     model = DeepEncoder.from_pretrained(Path(folder) / OURS, dtype=torch.bfloat16).eval()
     quantize_(model, Int8DynamicActivationInt8WeightConfig())

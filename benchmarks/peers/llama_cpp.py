@@ -35,7 +35,7 @@ def rows_of_tiles(tiles: np.ndarray, columns: int) -> np.ndarray:
     return tiles.transpose(0, 2, 3, 1).reshape(-1, columns * tile, tile, 3)
 
 
-def open_llama_cpp(folder: str, sides: Sequence[int], precision: str, threads: int, gguf_type: str) -> Any:
+def open_llama_cpp(folder: str, sides: Sequence[int], threads: int, gguf_type: str) -> Any:
     library = _load_library()
     model = library.shim_load(str(gguf_path(Path(folder), gguf_type)).encode())
     if not model:

@@ -12,7 +12,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 from .files import TRANSFORMERS
 
 
-def open_class(folder: str, sides: Sequence[int], precision: str, threads: int) -> Any:
+def open_class(folder: str, sides: Sequence[int], threads: int, precision: str) -> Any:
     torch.set_num_threads(threads)
     model = UnlimitedOcrVisionModel.from_pretrained(
         Path(folder) / TRANSFORMERS, dtype=getattr(torch, precision), attn_implementation="sdpa"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deepencoder import DeepEncoderConfig
-from deepencoder.conversion.trials.operations import count_operations
+from deepencoder.runtimes.trials.operations import count_operations
 
 TILE = 640
 PIXELS = "pixels"

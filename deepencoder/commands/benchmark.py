@@ -25,7 +25,7 @@ def benchmark(
     """
     import torch
 
-    from ..conversion.trials.fastest import measure_ways, part_of_published_model, scale_to_published_model
+    from ..runtimes.trials.fastest import measure_ways, part_of_published_model, scale_to_published_model
 
     if size <= 0 or size % 16:
         raise UserError(f"--size must be a positive multiple of 16, got {size}.")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from deepencoder import DeepEncoderConfig
-from deepencoder.conversion.trials import fastest
-from deepencoder.conversion.trials.fastest import Measured
-from deepencoder.conversion.trials.ways import WAYS
+from deepencoder.runtimes.trials import fastest
+from deepencoder.runtimes.trials.fastest import Measured
+from deepencoder.runtimes.trials.ways import WAYS
 
 
 @pytest.fixture
@@ -17,7 +17,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def measure(config: Any, side: int, threads: int, **options: Any) -> list[Measured]:
         calls.append((side, threads))
-        ours, bfloat16, onnx, *_, openvino = WAYS
+        by_title = {way.title: way for way in WAYS}
+        ours, bfloat16 = by_title["torch, float32"], by_title["torch, bfloat16"]
+        onnx, openvino = by_title["ONNX Runtime, float32"], by_title["OpenVINO, bfloat16"]
         return [
             Measured(ours, 0.5, 0.1, 400_000_000),
             Measured(bfloat16, problem="RuntimeError: not here"),
@@ -39,7 +41,10 @@ def test_the_fastest_is_named_with_how_to_ask_for_it(cli: Any, measured: list[An
     assert "0.40 GB" in lines[3] and "reference" in lines[3]
     assert "torch, bfloat16: RuntimeError: not here" in out
     assert "ONNX Runtime, float32: not installed: pip install onnxruntime" in out
-    assert "Fastest here: OpenVINO, bfloat16. Ask for it by deepencoder export" in out and "estimate" in out
+    assert (
+        "Fastest here: OpenVINO, bfloat16. Ask for it by ExportedDeepEncoder.from_pretrained(" in out
+        and "estimate" in out
+    )
 
 
 def test_a_real_run(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,13 +66,7 @@ class Measured:
 
 def _measure(way: Way, folder: Path, side: int, threads: int, expected: np.ndarray | None) -> tuple[Measured, Any]:
     """Measure one way; return it, and the fused tokens."""
-    arguments: dict[str, Any] = {
-        "folder": str(folder),
-        "sides": [side],
-        "precision": way.precision,
-        "threads": threads,
-    }
-    with Trial(way.opener, way.imported, **arguments) as trial:
+    with Trial(way.opener, way.imported, folder=str(folder), sides=[side], threads=threads, **way.arguments) as trial:
         loaded = trial.open()
         trial.take({"pixel_values": folder / "pixels.npy"})
         peak = trial.run()["peak_bytes"]  # The first run, which is not timed, compiles or fills caches.
@@ -108,15 +102,15 @@ def measure_ways(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
-        graphs = any(way.runtime for way in installed)
-        report("exporting a part of the model" if graphs else "writing a part of the model")
-        prepare_files(DeepEncoder(config).eval(), folder, (side,), graphs)
+        formats = sorted({way.format for way in installed if way.format})
+        report("exporting a part of the model" if formats else "writing a part of the model")
+        prepare_files(DeepEncoder(config).eval(), folder, (side,), formats)
         pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
         np.save(folder / "pixels.npy", pixels)
         expected: np.ndarray | None = None
         for way in ways:
             if way.missing:
-                yield Measured(way, problem=f"not installed: pip install {way.install}")
+                yield Measured(way, problem=f"not installed: pip install {' '.join(way.packages)}")
                 continue
             report(way.title)
             try:

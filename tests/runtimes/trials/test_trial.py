@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepencoder.conversion.trials.process import find_function, serve, to_arrays
-from deepencoder.conversion.trials.trial import Trial, TrialError, relative_error
+from deepencoder.runtimes.trials.process import find_function, serve, to_arrays
+from deepencoder.runtimes.trials.trial import Trial, TrialError, relative_error
 
 OPENERS = """
 import os

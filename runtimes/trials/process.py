@@ -4,7 +4,7 @@ Unusual: libraries keep threads, pools of memory and compiled code for the life 
 way has all of the machine and nothing from the one before, and the memory that it takes can be measured. Requests and
 answers are lines of JSON; what the libraries print goes to stderr.
 
-    python -m deepencoder.conversion.trials.process
+    python -m deepencoder.runtimes.trials.process
 """
 
 import importlib

@@ -3,7 +3,7 @@
 import pytest
 
 from deepencoder import DeepEncoderConfig
-from deepencoder.conversion.trials.operations import count_operations
+from deepencoder.runtimes.trials.operations import count_operations
 
 
 @pytest.mark.parametrize(("side", "gflop"), [(512, 239), (640, 381), (1024, 1107), (1280, 1914)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deepencoder.conversion.trials import memory
+from deepencoder.runtimes.trials import memory
 
 SIZE = 2**26
 

@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["Trial", "TrialError", "relative_error"]
 
-PROCESS = "deepencoder.conversion.trials.process"
+PROCESS = "deepencoder.runtimes.trials.process"
 
 
 class TrialError(RuntimeError):

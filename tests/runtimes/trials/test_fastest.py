@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from deepencoder import DeepEncoderConfig
-from deepencoder.conversion.trials import fastest
-from deepencoder.conversion.trials.fastest import measure_ways, part_of_published_model, scale_to_published_model
-from deepencoder.conversion.trials.ways import WAYS
+from deepencoder.runtimes.trials import fastest
+from deepencoder.runtimes.trials.fastest import measure_ways, part_of_published_model, scale_to_published_model
+from deepencoder.runtimes.trials.ways import WAYS
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def test_the_part_has_every_kind_of_layer_and_the_published_widths() -> None:
 
 def test_ways_that_run_that_fail_and_that_are_missing(short: None) -> None:
     torch_way = WAYS[0]
-    failing: Any = dataclasses.replace(torch_way, name="failing", opener="json:no_such_function")
-    missing: Any = dataclasses.replace(torch_way, name="missing", modules=("no_such_module",), install="a-package")
+    failing: Any = dataclasses.replace(torch_way, precision="no_such_dtype")
+    missing: Any = dataclasses.replace(torch_way, packages=("no_such_module",))
     steps: list[str] = []
     found = list(measure_ways(DeepEncoderConfig.tiny(), 256, 1, (torch_way, failing, missing, WAYS[1]), steps.append))
-    assert [row.way.name for row in found] == ["torch-float32", "failing", "missing", "torch-bfloat16"]
+    assert [row.way for row in found] == [torch_way, failing, missing, WAYS[1]]
     assert steps[0] == "writing a part of the model" and len(steps) == 4
     reference, failed, absent, half = found
     assert reference.seconds and reference.load_seconds and reference.error is None and reference.problem is None
     assert half.seconds and half.error is not None and 1e-4 < half.error < 0.1
-    assert failed.seconds is None and "no_such_function" in (failed.problem or "")
-    assert absent.problem == "not installed: pip install a-package"
+    assert failed.seconds is None and "no_such_dtype" in (failed.problem or "")
+    assert absent.problem == "not installed: pip install no_such_module"
