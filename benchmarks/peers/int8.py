@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
 from deepencoder import DeepEncoder
+from deepencoder.runtimes.trials.ways import take_arrays
 
 from .files import OURS
 
@@ -19,10 +19,4 @@ def open_int8(folder: str, sides: Sequence[int], threads: int, compiled: bool = 
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
     if compiled:
         model.compile()
-
-    @torch.inference_mode()
-    def run(patches_grid: Any = None, **arrays: np.ndarray) -> Any:
-        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
-        return model(**tensors, patches_grid=patches_grid)
-
-    return run
+    return take_arrays(model)

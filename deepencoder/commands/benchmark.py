@@ -66,14 +66,14 @@ def print_results(console: Any, found: list[Any], scale: float, size: int, threa
 
 
 def _make_table(found: list[Any], scale: float) -> Table:
-    table = Table("way", "part", "whole model, about", "load", "memory", "error", box=None, pad_edge=False)
+    table = Table("way", "part", "its loading", "its memory", "error", "whole model, about", box=None, pad_edge=False)
     for measured in sorted((row for row in found if row.seconds is not None), key=lambda row: row.seconds):
         table.add_row(
             measured.way.title,
             f"{measured.seconds:.3f} s",
-            f"{scale * measured.seconds:.2g} s",
             f"{measured.load_seconds:.1f} s",
             "unknown" if measured.peak_bytes is None else f"{measured.peak_bytes / 1e9:.2f} GB",
             "reference" if measured.error is None else f"{measured.error:.0e}",
+            f"{scale * measured.seconds:.2g} s",
         )
     return table

@@ -78,6 +78,17 @@ def _measure(way: Way, folder: Path, side: int, threads: int, expected: np.ndarr
     return Measured(way, float(np.median(times)), loaded["seconds"], peak, error), tokens
 
 
+def _prepare(config: Any, folder: Path, side: int, formats: Sequence[str]) -> None:
+    """Write what all ways load: a model with random weights, its graphs, and a page of noise."""
+    import torch
+
+    from ...modeling.deepencoder import DeepEncoder
+
+    torch.manual_seed(0)
+    prepare_files(DeepEncoder(config).eval(), folder, (side,), formats)
+    np.save(folder / "pixels.npy", np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32))
+
+
 def measure_ways(
     config: Any,
     side: int,
@@ -94,19 +105,11 @@ def measure_ways(
         ways: the ways to measure. Those whose packages are not installed have a `problem`.
         report: called with what is done next.
     """
-    import torch
-
-    from ...modeling.deepencoder import DeepEncoder
-
-    installed = [way for way in ways if not way.missing]
+    formats = sorted({way.format for way in ways if way.format and not way.missing})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch.manual_seed(0)
-        formats = sorted({way.format for way in installed if way.format})
         report("exporting a part of the model" if formats else "writing a part of the model")
-        prepare_files(DeepEncoder(config).eval(), folder, (side,), formats)
-        pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
-        np.save(folder / "pixels.npy", pixels)
+        _prepare(config, folder, side, formats)
         expected: np.ndarray | None = None
         for way in ways:
             if way.missing:

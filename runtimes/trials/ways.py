@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engines import RUNTIMES, Runtime
 
-__all__ = ["TORCH", "WAYS", "Way", "prepare_files"]
+__all__ = ["TORCH", "WAYS", "Way", "prepare_files", "take_arrays"]
 
 Run = Callable[..., Any]
 MODEL, GRAPHS = "model", "graphs"
@@ -112,7 +112,7 @@ def prepare_files(model: Any, folder: Path, sides: Sequence[int], formats: Colle
             export_folder(model, folder / GRAPHS, missing, format)
 
 
-def _take_arrays(model: Any) -> Run:
+def take_arrays(model: Any) -> Run:
     """Return a function that calls a model with arrays in place of tensors, without gradients."""
     import torch
 
@@ -134,7 +134,7 @@ def open_torch(folder: str, sides: Sequence[int], threads: int, precision: str, 
     model = DeepEncoder.from_pretrained(Path(folder) / MODEL, dtype=getattr(torch, precision)).eval()
     if compiled:
         model.compile()
-    return _take_arrays(model)
+    return take_arrays(model)
 
 
 def open_exported(folder: str, sides: Sequence[int], threads: int, precision: str, runtime: str) -> Run:
@@ -147,4 +147,4 @@ def open_exported(folder: str, sides: Sequence[int], threads: int, precision: st
     model = ExportedDeepEncoder.from_pretrained(Path(folder) / GRAPHS, runtime=runtime, dtype=precision)
     for side in sides:
         model.graphs.get(side)
-    return _take_arrays(model)
+    return take_arrays(model)
