@@ -185,7 +185,8 @@ def open_folder(
             # Another process may have exported them meanwhile.
             missing = [size for size in sizes if not path.is_dir() or size not in find_graphs(path, chosen.format)]
             if missing or not path.is_dir():
-                export_folder(_load_model(source, pinned, options), path, missing, chosen.format)
+                model = _load_model(source, pinned, options)
+                export_folder(model, path, missing, chosen.format, release=True)
 
     if not path.is_dir():
         export()

@@ -4,6 +4,7 @@ Unusual: the graph is compared with the model before its file gets its name, so 
 numbers.
 """
 
+import gc
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ import torch
 from ... import __version__
 from ...configuration.atomic_files import full_disk_reported
 from ...modeling.catalog import MODELS
-from .checks import TOLERANCE, check_exportable, compare
+from .checks import TOLERANCE, check_exportable, compare, make_page
 from .compression import measure_accuracy, split_calibration
 from .formats import FORMATS, GraphFormat
 from .graphs import GRAPHS, ExportedView, fix_image_size
@@ -84,9 +85,30 @@ def _compress(
     assert chosen.compress is not None
     pages, held_back = split_calibration(calibration, shape)
     graph = chosen.compress(graph, pages)
-    accuracy = measure_accuracy(reference, chosen.open(graph, Path()), held_back)
+    accuracy = measure_accuracy(reference, chosen.open(graph), held_back)
     facts = {"method": "int8", "calibration_pages": len(pages), "compared_pages": len(held_back), **accuracy}
     return graph, {"compression": json.dumps(facts)}
+
+
+@contextmanager
+def _moved_into_place(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder; the files that are written there move beside `path` in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:64]}.", suffix=".tmp")
+    with temporary as folder, full_disk_reported(path):
+        yield Path(folder) / path.name
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # The graph comes last.
+            os.replace(file, path.parent / file.name)
+
+
+def _check_arguments(model: Any, format: str, calibration: torch.Tensor | None) -> GraphFormat:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}.")
+    chosen = FORMATS[format]
+    if calibration is not None and chosen.compress is None:
+        raise ValueError("calibration must be None: only OpenVINO graphs are compressed to 8 bits.")
+    check_exportable(model)
+    return chosen
 
 
 def export_model(
@@ -96,6 +118,7 @@ def export_model(
     format: str = "onnx",
     tolerance: float = TOLERANCE,
     calibration: torch.Tensor | None = None,
+    release: bool = False,
 ) -> dict[str, Any]:
     """Export a model as a graph for pages of one size and batches of any size, and compare the two.
 
@@ -109,6 +132,8 @@ def export_model(
         calibration (`torch.Tensor` of shape `(pages, channels, image_size, image_size)`, *optional*): normalised
             pixels of two or more pages, with which an OpenVINO graph is quantised to 8 bits. A fifth of them is held
             back to measure the accuracy.
+        release (`bool`): free the weights of the model once they are written, so that the comparison needs no memory
+            beside them. The model cannot be used afterwards.
 
     Returns:
         The metadata of the file, and `max_difference` from the model (None if onnxruntime is not installed, and for 8
@@ -119,15 +144,9 @@ def export_model(
             or the calibration pages do not fit.
         `ImportError`: a library that the format needs is not installed.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}.")
-    path, chosen = Path(path), FORMATS[format]
-    if calibration is not None and chosen.compress is None:
-        raise ValueError("calibration must be None: only OpenVINO graphs are compressed to 8 bits.")
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    check_exportable(model)
-    attn_implementation = GRAPHS[model.config.model_type].attn_implementation
-    view = ExportedView(fix_image_size(model, image_size, attn_implementation))
+    chosen, path = _check_arguments(model, format, calibration), Path(path)
+    view = ExportedView(fix_image_size(model, image_size, GRAPHS[model.config.model_type].attn_implementation))
     reference = _reference(model, view)
     main = getattr(model.config, "sam_config", model.config)
     shape = (main.num_channels, image_size, image_size)
@@ -136,20 +155,16 @@ def export_model(
     if calibration is not None:
         graph, facts = _compress(graph, chosen, reference, calibration, shape)
         metadata |= facts
+    page = make_page(shape)
+    with torch.no_grad():
+        expected = () if calibration is not None else reference(page)
     with _moved_into_place(path) as temporary:
         chosen.save(graph, temporary, metadata)
-        run = None if calibration is not None else chosen.open(graph, temporary)
+        del graph, view, reference
+        if release:
+            model.to("meta")
+        gc.collect()  # Graphs hold cycles.
+        run = None if calibration is not None else chosen.open(temporary)
         if run is not None:
-            difference = compare(reference, run, shape, tolerance)
+            difference = compare(run(page), expected, tolerance)
     return {**metadata, "max_difference": difference}
-
-
-@contextmanager
-def _moved_into_place(path: Path) -> Iterator[Path]:
-    """Yield a path in a temporary folder; the files that are written there move beside `path` in the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:64]}.", suffix=".tmp")
-    with temporary as folder, full_disk_reported(path):
-        yield Path(folder) / path.name
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # The graph comes last.
-            os.replace(file, path.parent / file.name)

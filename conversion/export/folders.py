@@ -72,6 +72,7 @@ def export_folder(
     format: str,
     image_processor: Any = None,
     calibration: Mapping[int, torch.Tensor] | None = None,
+    release: bool = False,
 ) -> dict[int, dict[str, Any]]:
     """Export a [`DeepEncoder`] as a folder that [`ExportedDeepEncoder`] loads, or add graphs to such a folder.
 
@@ -82,6 +83,7 @@ def export_folder(
         format: `"openvino"` or `"onnx"`.
         image_processor: saved in a new folder.
         calibration (*optional*): for each size, the `calibration` of [`export_model`].
+        release (`bool`): free the weights of the model with the last graph; see [`export_model`].
 
     Returns:
         for each size what [`export_model`] returns.
@@ -96,11 +98,11 @@ def export_folder(
         raise ValueError(f"A folder of graphs must hold a DeepEncoder, got a {type(model).__name__}.")
 
     def add_graphs(target: Path) -> dict[int, dict[str, Any]]:
-        pages = calibration or {}
-        return {
-            size: export_model(model, target / graph_name(size, format), size, format, calibration=pages.get(size))
-            for size in image_sizes
-        }
+        pages, facts = calibration or {}, {}
+        for size in image_sizes:
+            options: dict[str, Any] = {"calibration": pages.get(size), "release": release and size == image_sizes[-1]}
+            facts[size] = export_model(model, target / graph_name(size, format), size, format, **options)
+        return facts
 
     if folder.exists():
         _check_folder(model, folder)

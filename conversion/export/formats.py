@@ -21,7 +21,7 @@ def _save_torch(program: Any, path: Path, metadata: dict[str, str]) -> None:
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
 
 
-def _open_torch(program: Any, path: Path) -> Any:
+def _open_torch(path: Path) -> Any:
     return torch.export.load(path).module()
 
 
@@ -33,9 +33,9 @@ class GraphFormat:
         suffix: file suffix.
         convert: makes the graph of a view, given the shape `(channels, height, width)` of its pixels.
         save: writes the graph, with metadata, to a path; it may write further files of that stem beside it.
-        open: returns a function that runs the graph; None if that is not possible here. It gets the graph, and the
-            path where it was written.
+        open: returns a function that runs the graph at a path; None if that is not possible here.
         compress: quantises a graph to 8 bits with pages, given both; None if the format has no 8 bits here.
+            Where it has, `open` takes the graph, too.
         weights_path: where the weights of a graph at a path lie, if not in the same file.
         metadata: further metadata.
     """
@@ -43,7 +43,7 @@ class GraphFormat:
     suffix: str
     convert: Callable[[ExportedView, tuple[int, ...]], Any]
     save: Callable[[Any, Path, dict[str, str]], None]
-    open: Callable[[Any, Path], Any]
+    open: Callable[[Any], Any]
     compress: Callable[[Any, torch.Tensor], Any] | None = None
     weights_path: Callable[[Path], Path | None] = lambda path: None
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -52,8 +52,8 @@ def save_onnx(program: Any, path: Path, metadata: dict[str, str]) -> None:
     program.save(path, external_data=True)
 
 
-def open_onnx(program: Any, path: Path) -> Any:
-    """Return a function that runs the file, or None if onnxruntime is not installed."""
+def open_onnx(path: Path) -> Any:
+    """Return a function that runs a file, or None if onnxruntime is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -61,5 +61,4 @@ def open_onnx(program: Any, path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena = False  # It would keep the memory of all that ever ran.
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in program.model.graph.outputs]
-    return lambda pixels: session.run(names, {"pixel_values": pixels.numpy()})
+    return lambda pixels: session.run(None, {"pixel_values": pixels.numpy()})

@@ -1,8 +1,6 @@
 """OpenVINO graphs.
 
-Unusual: the graph is compiled for the comparison before it is written, while its constants still are the model's
-weights, so that there is no second copy of them. OpenVINO would compute in bfloat16 on processors that have it, so
-float32 is asked for.
+Unusual: OpenVINO would compute in bfloat16 on processors that have it, so float32 is asked for.
 """
 
 from pathlib import Path
@@ -47,8 +45,8 @@ def save_openvino(graph: Any, path: Path, metadata: dict[str, str]) -> None:
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 
-def open_openvino(graph: Any, path: Path) -> Any:
-    """Return a function that runs the graph in float32."""
+def open_openvino(graph: Any) -> Any:
+    """Return a function that runs a graph, or a file, in float32."""
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

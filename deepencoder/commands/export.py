@@ -172,7 +172,7 @@ def _export_folder(
     processor = load_processor(source)
     tensors = _prepare_pages(source, pages, chosen_mode, sides)
     with reported_as(f"{source.model!r} cannot be exported", ImportError, OSError, ValueError):
-        return export_folder(model, output, sides, format, processor, tensors or None)
+        return export_folder(model, output, sides, format, processor, tensors or None, release=True)
 
 
 def _suffixes() -> list[str]:
@@ -193,7 +193,7 @@ def _export_graph(
     from ..conversion.export import export_model
 
     with reported_as(f"{source.model!r} cannot be exported", ImportError, OSError, ValueError):
-        return export_model(model, output, side, format, calibration=calibration)
+        return export_model(model, output, side, format, calibration=calibration, release=True)
 
 
 def _export_for_javascript(source: Source, model: Any, output: Path, mode: str | None, side: int) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_a_mode_with_tiles_takes_two_graphs(cli: Any, tmp_path: Path, monkeypatc
     build(layout_of("deepseek-ocr")).save_pretrained(tmp_path / "encoder")
     calls: list[Any] = []
 
-    def record(*arguments: Any) -> dict[int, dict[str, float]]:
+    def record(*arguments: Any, **_: Any) -> dict[int, dict[str, float]]:
         calls.append(arguments)
         return {}
 
