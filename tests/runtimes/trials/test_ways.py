@@ -9,7 +9,7 @@ import torch
 
 from deepencoder.runtimes.trials.process import find_function, to_arrays
 from deepencoder.runtimes.trials.trial import relative_error
-from deepencoder.runtimes.trials.ways import WAYS, Way, prepare_files
+from deepencoder.runtimes.trials.ways import GRAPHS, MODEL, WAYS, Way, prepare_files
 
 from ..conftest import TILE, VIEW
 
@@ -17,15 +17,20 @@ GRID = [[2, 1]]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
 
-@pytest.fixture(scope="module")
-def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("files")
-    formats = sorted({way.format for way in WAYS if way.format and not way.missing})
-    prepare_files(model, path, (VIEW, TILE), formats)
-    written = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
-    prepare_files(model, path, (VIEW, TILE), formats)
-    assert written == {file: file.stat().st_mtime_ns for file in path.rglob("*")}, "files are written once"
-    return path
+@pytest.fixture
+def folder(source: Path, exported: Path, tmp_path: Path) -> Path:
+    (tmp_path / MODEL).symlink_to(source)
+    (tmp_path / GRAPHS).symlink_to(exported)
+    return tmp_path
+
+
+def test_files_are_written_once(model: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    prepare_files(model, tmp_path, [TILE], ["onnx"])
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert {"model.safetensors", f"view_{TILE}.onnx"} <= {path.name for path in written}
+    prepare_files(model, tmp_path, [TILE], ["onnx"])
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.title)
