@@ -25,7 +25,7 @@ SEED := 0
 CASES := 10000
 SECONDS := 900
 
-.PHONY: help demo test conformance fuzz javascript lowest lint format types pages clean
+.PHONY: help demo test conformance fuzz javascript llama.cpp lowest lint format types pages clean
 
 help:
 	@echo "make demo         install into $(VENV) and turn an example page into vision tokens"
@@ -33,6 +33,7 @@ help:
 	@echo "make conformance  run transformers' own common model tests on our models"
 	@echo "make fuzz         give 10,000 damaged inputs to everything that reads some; SEED=1 chooses others"
 	@echo "make javascript   run exported models in Node, with transformers.js from npm"
+	@echo "make llama.cpp    build llama.cpp's vision code, for benchmarks/speed.py --peers"
 	@echo "make lowest       run a smoke test with the lowest supported versions"
 	@echo "make lint types   check style and types"
 	@echo "make format       format the code"
@@ -71,6 +72,10 @@ $(JAVASCRIPT)/.installed: tests/javascript/package.json tests/javascript/package
 
 javascript: $(INSTALLED) $(JAVASCRIPT)/.installed
 	$(BIN)/python -m pytest -q tests/conversion/export/test_transformers_js.py
+
+# Downloads the source archive of llama-cpp-python and builds its vision code with cmake, which takes minutes.
+llama.cpp: $(INSTALLED)
+	$(BIN)/python benchmarks/peers/build_llama_cpp.py
 
 lowest: $(INSTALLED)
 	$(PYTHON) -m venv --clear $(LOWEST)

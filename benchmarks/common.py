@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processors import processor_slug
 from torch import nn
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrVisionConfig
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrVisionModel
@@ -18,6 +19,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 from deepencoder import DeepEncoder, DeepEncoderConfig
 from deepencoder.conversion.key_mapping import convert_state_dict
 from deepencoder.conversion.key_tables import DEEPENCODER_UNLIMITED_OCR_VISION
+from deepencoder.runtimes.trials.operations import count_operations
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,31 +57,8 @@ def build_both() -> tuple[Any, Any]:
 
 
 def counted_operations(height: int, width: int) -> float:
-    """Count the operations of one view, a multiply-add as 2, without padding and position terms."""
-    config = DeepEncoderConfig()
-    sam, clip = config.sam_config, config.clip_config
-    rows, columns = height // sam.patch_size, width // sam.patch_size
-    positions, tokens = rows * columns, 1 + (rows // 4) * (columns // 4)
-    hidden = sam.hidden_size
-    block = positions * hidden * (4 * hidden + 2 * sam.intermediate_size)
-    global_blocks = len(sam.global_attn_indexes)
-    window = sam.window_size**2
-    windows = -(-rows // sam.window_size) * -(-columns // sam.window_size)
-    attention = (
-        2 * hidden * (global_blocks * positions**2 + (sam.num_hidden_layers - global_blocks) * windows * window**2)
-    )
-    patches = positions * hidden * 3 * sam.patch_size**2
-    channels = sam.output_channels
-    neck = positions * (hidden * channels + 9 * channels**2)
-    widths = (channels, *sam.downsample_channels)
-    compressor = sum(
-        positions // 4 ** (index + 1) * 9 * before * after
-        for index, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
-    )
-    clip_block = tokens * clip.hidden_size * (4 * clip.hidden_size + 2 * clip.intermediate_size)
-    clip_all = clip.num_hidden_layers * (clip_block + 2 * tokens**2 * clip.hidden_size)
-    projector = (tokens - 1) * config.hidden_size * config.projection_dim
-    return 2.0 * (sam.num_hidden_layers * block + attention + patches + neck + compressor + clip_all + projector)
+    """Count the operations of one view of the published model, a multiply-add as 2."""
+    return count_operations(DeepEncoderConfig(), height, width)
 
 
 def synchronize(device: torch.device) -> None:
@@ -125,6 +104,14 @@ def processor_name() -> str:
     except OSError:
         match = None
     return match[1] if match else platform.processor() or platform.machine()
+
+
+def device_slug(device: torch.device | None = None) -> str:
+    """Return a short name of the device for names of files: of its processor, if it is the CPU or None."""
+    if device is None or device.type == "cpu":
+        return processor_slug()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, build, environment, randomize, seconds, summarize
+from common import RESULTS, build, device_slug, environment, randomize, seconds, summarize
 from PIL import Image
 
 from deepencoder import DeepEncoderImageProcessor
@@ -135,7 +135,7 @@ def main() -> None:
         "writing_share": writing / whole,
     }
     suffix = "" if dtype == default else f"_{dtype}"
-    (RESULTS / f"extraction_{device.type}{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"extraction_{device_slug(device)}{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
     for what in ("bare_forward", "extraction", "writing"):
         print(f"{what:13} {report[what]['median_s']:.4f} s per page, spread {100 * report[what]['spread']:.0f} %")
     print(f"extraction reaches {100 * report['throughput_of_bare']:.1f} % of the bare forward's throughput")

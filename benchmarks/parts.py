@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from common import RESULTS, build, counted_operations, environment, matrix_rate, randomize, synchronize
+from common import RESULTS, build, counted_operations, device_slug, environment, matrix_rate, randomize, synchronize
 from torch.profiler import profile
 
 LINEARS = ("qkv", "proj", "qkv_proj", "out_proj")
@@ -98,7 +98,7 @@ def main() -> None:
                 with profile() as profiler:
                     model(torch.randn(1, 3, side, side, device=device, dtype=dtype))
                 print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
-    path = RESULTS / f"parts_{device.type}.json"
+    path = RESULTS / f"parts_{device_slug(device)}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 

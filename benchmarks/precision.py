@@ -15,7 +15,7 @@ import sys
 from functools import partial
 
 import torch
-from common import RESULTS, alternate, build, environment, summarize
+from common import RESULTS, alternate, build, device_slug, environment, summarize
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALL = "all of this machine"
@@ -48,7 +48,7 @@ def main() -> None:
         answer = subprocess.run(command, env=os.environ | limit, stdout=subprocess.PIPE, check=True, text=True)
         rows[name] = json.loads(answer.stdout.splitlines()[-1])
     report = {"environment": environment(torch.device("cpu")), "side": options.side, "rows": rows}
-    (RESULTS / "precision_cpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"precision_{device_slug()}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"| oneDNN's instructions | {' | '.join(DTYPES)} |\n|---|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{row[dtype]['median_s']:.2f} s" for dtype in DTYPES) + " |")

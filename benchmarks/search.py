@@ -23,7 +23,7 @@ import datasets
 import faiss
 import numpy as np
 import torch
-from common import RESULTS, environment, summarize
+from common import RESULTS, device_slug, environment, summarize
 from sentence_transformers.util import mean_maxsim
 
 from deepencoder import DeepEncoderConfig, DeepEncoderImageProcessor
@@ -163,7 +163,7 @@ def main() -> None:
     described["versions"] |= versions
     report = {"environment": described, "load_average_before": load, **measured}
     suffix = "" if (options.pool, options.width) == (2, 128) else f"_pool{options.pool}_width{options.width}"
-    (RESULTS / f"search_cpu{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"search_{device_slug()}{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
 
 

@@ -4,9 +4,14 @@
     python benchmarks/speed.py --sides 1024 --rounds 3  # one size
     python benchmarks/speed.py --int8                   # also int8 weights by torchao, eager and compiled
     python benchmarks/speed.py --dtype bfloat16         # both models in bfloat16, on a CPU
+    python benchmarks/speed.py --peers --rounds 2       # everything else that computes the model, on a CPU
+    python benchmarks/speed.py --peers OpenVINO llama --pages 1024 --precisions bfloat16 --threads 1 2
 
 Both models have the same random weights and run in turns in one process, and their outputs are compared in the same
 run. Peak memory is what a forward pass adds to the loaded model; on a CPU it is measured in a process of its own.
+
+With `--peers` each contender runs in a process of its own, in turns: see `benchmarks/peers`. `make llama.cpp` builds
+llama.cpp; what is not installed is left out and named. Results are kept in one file for each kind of processor.
 """
 
 import argparse
@@ -26,10 +31,12 @@ from common import (
     build,
     build_both,
     counted_operations,
+    device_slug,
     environment,
     matrix_rate,
     summarize,
 )
+from peers.report import add_options, run_comparison
 
 Model = Callable[..., Any]
 
@@ -238,11 +245,15 @@ def main() -> None:
     parser.add_argument("--tiles", nargs="*", type=int, default=[6], help="tiles of 640 beside a page of 1024")
     parser.add_argument("--rounds", type=int, default=20 if on_cuda else 5)
     parser.add_argument("--int8", action="store_true")
-    parser.add_argument("--output", type=Path, help="without suffix [default: results/speed_DEVICE]")
+    parser.add_argument("--output", type=Path, help="without suffix [default: results/speed_PROCESSOR]")
     parser.add_argument(
         "--memory-of", nargs=5, metavar=("WHO", "DTYPE", "SIDE", "BATCH", "TILES"), help=argparse.SUPPRESS
     )
+    add_options(parser)
     options = parser.parse_args()
+    if options.peers is not None:
+        run_comparison(options)
+        return
     if options.memory_of:
         which, dtype_name, *numbers = options.memory_of
         print(cpu_memory_here(which, Workload(*map(int, numbers)), getattr(torch, dtype_name)))
@@ -277,7 +288,7 @@ def main() -> None:
         if options.int8:
             report["int8"] = measure_int8(peer, ours, options.rounds, device, dtype)
     suffix = "" if report["dtype"] == default else f"_{report['dtype']}"
-    output = options.output or RESULTS / f"speed_{device.type}{suffix}"
+    output = options.output or RESULTS / f"speed_{device_slug(device)}{suffix}"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     if any(row["batch"] == 1 and not row["tiles"] for row in report["rows"]):

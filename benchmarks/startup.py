@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import RESULTS, environment
+from common import RESULTS, device_slug, environment
 
 from deepencoder import DeepEncoder, DeepEncoderConfig
 
@@ -63,7 +63,7 @@ def main() -> None:
         report["read_s"] = median(lambda: read_seconds(weights), rounds)
         report["load_s"] = median(lambda: load_seconds(folder, use=False), rounds)
         report["load_and_use_s"] = median(lambda: load_seconds(folder, use=True), rounds)
-    (RESULTS / "startup.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"startup_{device_slug()}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"Importing deepencoder, after torch and transformers: {report['import_s']:.2f} s")
     print(f"Reading the weights' file: {report['read_s']:.2f} s")
     print(f"Loading the model: {report['load_s']:.2f} s")

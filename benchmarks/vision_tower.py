@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, alternate, environment, randomize, summarize
+from common import RESULTS, alternate, device_slug, environment, randomize, summarize
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrForConditionalGeneration
 
@@ -135,7 +135,9 @@ def main() -> None:
         print(name, json.dumps(rows[name]), flush=True)
     suffix = "" if arguments.dtype == "float32" else f"_{arguments.dtype}"
     result = {"environment": environment(torch.device("cpu")), "dtype": arguments.dtype, "new_tokens": NEW_TOKENS}
-    (RESULTS / f"vision_tower_cpu{suffix}.json").write_text(json.dumps(result | {"pages": rows}, indent=1) + "\n")
+    (RESULTS / f"vision_tower_{device_slug()}{suffix}.json").write_text(
+        json.dumps(result | {"pages": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         draw_similarity,
         stitch_vision_tokens,
     )
+    from .runtimes import ExportedDeepEncoder
 
 __all__ = [
     "ClipVisionEncoder",
@@ -48,6 +49,7 @@ __all__ = [
     "DeepEncoderConfig",
     "DeepEncoderImageProcessor",
     "DeepEncoderOutput",
+    "ExportedDeepEncoder",
     "SamEncoder",
     "SamEncoderConfig",
     "TokenLayout",
@@ -76,6 +78,7 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "DeepEncoderConfig": ".configuration.deepencoder",
             "DeepEncoderImageProcessor": ".processing.image_processing",
             "DeepEncoderOutput": ".modeling.deepencoder",
+            "ExportedDeepEncoder": ".runtimes.exported_model",
             "SamEncoder": ".modeling.sam_encoder",
             "SamEncoderConfig": ".configuration.sam_encoder",
             "TokenLayout": ".processing.token_layout",
@@ -87,7 +90,16 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "restore_vision_tower": ".integrations.vision_towers",
             "stitch_vision_tokens": ".processing.stitching",
         },
-        subpackages=("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "sharing"),
+        subpackages=(
+            "configuration",
+            "modeling",
+            "processing",
+            "extraction",
+            "conversion",
+            "integrations",
+            "runtimes",
+            "sharing",
+        ),
     )
 
 provide_services(SERVICES)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .commands.benchmark import benchmark
 from .commands.convert import convert
 from .commands.encode import encode
 from .commands.errors import UserError, one_line
@@ -78,7 +79,7 @@ def _help_text(command: Callable[..., None]) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
 
 
-for _command in (encode, extract, info, convert, push, export):
+for _command in (encode, extract, info, convert, push, export, benchmark):
     app.command(help=_help_text(_command))(_with_quiet_libraries(_command))
 
 

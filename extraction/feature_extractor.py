@@ -71,6 +71,8 @@ class FeatureExtractor:
         revision (`str`, *optional*), trust_remote_code (`bool`): as for `from_pretrained`.
         vector_pool (`int`, defaults to 2), vector_width (`int`, defaults to 128): for `multi_vector`, the side of a
             cell in tokens and the length of a vector; see [`VectorOptions`].
+        runtime (`str`, *optional*): `"openvino"` or `"onnxruntime"` to run the exported graphs of the model on the
+            CPU, as an [`ExportedDeepEncoder`] does. Default: torch.
 
     Raises:
         `ValueError`: an argument has none of the values above, or the model is not a [`DeepEncoder`]; when called, an
@@ -93,6 +95,7 @@ class FeatureExtractor:
     trust_remote_code: bool = False
     vector_pool: int = VectorOptions.pool
     vector_width: int = VectorOptions.width
+    runtime: str | None = None
 
     def __post_init__(self) -> None:
         check_outputs(self.outputs, self.dtype)
@@ -104,7 +107,7 @@ class FeatureExtractor:
             raise ValueError(f"image_folder must be a folder, got {os.fspath(self.image_folder)!r}.")
         self.image_folder = None if self.image_folder is None else os.path.abspath(self.image_folder)
         self.model, self.outputs = os.fspath(self.model), tuple(self.outputs)
-        self._identified = IdentifiedModel.find(self.model, self.revision, self.trust_remote_code)
+        self._identified = IdentifiedModel.find(self.model, self.revision, self.trust_remote_code, self.runtime)
         config, image_processor = self._identified.load_config(), self._identified.load_image_processor()
         self._fields = feature_fields(config, image_processor, self.outputs, self.dtype, self.mode, vectors)
         self._encoder: PageEncoder | None = None
@@ -188,6 +191,8 @@ class FeatureExtractor:
         return self._encoder
 
     def _pick_device(self, rank: int | None) -> torch.device:
+        if self.runtime is not None:
+            return torch.device("cpu")
         if self.device is not None:
             return torch.device(self.device)
         if not torch.accelerator.is_available():

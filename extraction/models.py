@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..configuration import DeepEncoderConfig
+from ..configuration.package_services import call_service
 
 __all__ = ["IdentifiedModel", "identify_model", "revision_of"]
 
@@ -25,6 +26,9 @@ HASHED_FILES = (
     "*.safetensors",
     "*.bin",
     "*.pt*",
+    "*.onnx",
+    "*.onnx.data",
+    "*.xml",
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -80,18 +84,24 @@ class IdentifiedModel:
         name (`str`): a folder or a Hub id.
         identity (`str`): what [`identify_model`] returns for it.
         trust_remote_code (`bool`): as for `from_pretrained`.
+        runtime (`str`, *optional*): the library that runs the model's exported graphs; None for torch.
     """
 
     name: str
     identity: str
     trust_remote_code: bool = False
+    runtime: str | None = None
 
     @classmethod
     def find(
-        cls, name: str | os.PathLike[str], revision: str | None = None, trust_remote_code: bool = False
+        cls,
+        name: str | os.PathLike[str],
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        runtime: str | None = None,
     ) -> "IdentifiedModel":
         """Identify a model; see [`identify_model`]."""
-        return cls(os.fspath(name), identify_model(name, revision), trust_remote_code)
+        return cls(os.fspath(name), identify_model(name, revision), trust_remote_code, runtime)
 
     def load_config(self) -> Any:
         """Load the model's configuration.
@@ -112,6 +122,9 @@ class IdentifiedModel:
 
     def load(self, dtype: str = "auto") -> Any:
         """Load the model for inference, on the CPU."""
+        if self.runtime is not None:
+            revision = revision_of(self.identity)
+            return call_service("load_exported", self.name, runtime=self.runtime, dtype=dtype, revision=revision)
         return AutoModel.from_pretrained(self.name, dtype=dtype, **self._options).eval()
 
     @property

@@ -51,7 +51,7 @@ CARD = "README.md"
 LOCK = ".lock"
 LOCK_TIMEOUT = 0.1  # Seconds. With 0, WeakFileLock gives up before its first attempt.
 # What manifests of version 0.1, which had fewer settings, leave out.
-LATER_SETTINGS = {name: getattr(ExtractionSettings, name) for name in ("vector_pool", "vector_width")}
+LATER_SETTINGS = {name: getattr(ExtractionSettings, name) for name in ("vector_pool", "vector_width", "runtime")}
 
 
 @contextmanager

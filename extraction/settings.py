@@ -63,6 +63,7 @@ class ExtractionSettings:
         format: one of [`FORMATS`], in which the shards are written.
         model_dtype: dtype in which the model computes; `"auto"` is the dtype of the weights.
         vector_pool, vector_width: pool and width of `multi_vector`; see [`VectorOptions`].
+        runtime: `"torch"`, or the library that runs the exported graphs of the model.
 
     Raises:
         `ValueError`: an unknown output, dtype or format, or a number that is not positive.
@@ -81,6 +82,7 @@ class ExtractionSettings:
     model_dtype: str = "auto"
     vector_pool: int = VectorOptions.pool
     vector_width: int = VectorOptions.width
+    runtime: str = "torch"
 
     def __post_init__(self) -> None:
         check_outputs(self.outputs, self.dtype)

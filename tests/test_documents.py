@@ -133,7 +133,7 @@ def test_every_folder_is_described() -> None:
 
 
 PATH_IN_PROSE = re.compile(
-    r"`((?:configuration|modeling|processing|extraction|conversion|integrations|sharing|deepencoder|tests|benchmarks|docs|examples)"
+    r"`((?:configuration|modeling|processing|extraction|conversion|integrations|runtimes|sharing|deepencoder|tests|benchmarks|docs|examples)"
     r"/[\w./-]*\w\.\w+)(?:::(\w+))?`"
 )
 

@@ -16,7 +16,7 @@ import pytest
 
 from .conftest import ROOT
 
-ROOMS = ("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "sharing")
+ROOMS = ("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "runtimes", "sharing")
 
 
 def package_files() -> set[str]:

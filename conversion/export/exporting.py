@@ -4,9 +4,12 @@ Unusual: the graph is compared with the model before its file gets its name, so 
 numbers.
 """
 
+import gc
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,15 @@ import torch
 from ... import __version__
 from ...configuration.atomic_files import full_disk_reported
 from ...modeling.catalog import MODELS
-from .checks import TOLERANCE, check_exportable, compare
-from .formats import FORMATS
+from .checks import TOLERANCE, check_exportable, compare, make_page
+from .compression import measure_accuracy, split_calibration
+from .formats import FORMATS, GraphFormat
 from .graphs import GRAPHS, ExportedView, fix_image_size
 
-__all__ = ["describe_layout", "export_model"]
+__all__ = ["EXPORT_VERSION", "describe_layout", "export_model"]
+
+EXPORT_VERSION = 1
+"""Changes with what a graph computes or how fast, so that graphs in the cache are made again."""
 
 
 def describe_layout(config: Any, image_size: int) -> dict[str, Any]:
@@ -71,41 +78,93 @@ def _reference(model: Any, view: ExportedView) -> ExportedView:
     return ExportedView(model) if plain else view
 
 
+def _compress(
+    graph: Any, chosen: GraphFormat, reference: ExportedView, calibration: torch.Tensor, shape: tuple[int, ...]
+) -> tuple[Any, dict[str, str]]:
+    """Quantise a graph; return it, and the metadata that say with what, and how close it is to the model."""
+    assert chosen.compress is not None
+    pages, held_back = split_calibration(calibration, shape)
+    graph = chosen.compress(graph, pages)
+    accuracy = measure_accuracy(reference, chosen.open(graph), held_back)
+    facts = {"method": "int8", "calibration_pages": len(pages), "compared_pages": len(held_back), **accuracy}
+    return graph, {"compression": json.dumps(facts)}
+
+
+@contextmanager
+def _moved_into_place(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder; the files that are written there move beside `path` in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:64]}.", suffix=".tmp")
+    with temporary as folder, full_disk_reported(path):
+        yield Path(folder) / path.name
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # The graph comes last.
+            os.replace(file, path.parent / file.name)
+
+
+def _check_arguments(model: Any, format: str, calibration: torch.Tensor | None) -> GraphFormat:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}.")
+    chosen = FORMATS[format]
+    if calibration is not None and chosen.compress is None:
+        raise ValueError("calibration must be None: only OpenVINO graphs are compressed to 8 bits.")
+    check_exportable(model)
+    return chosen
+
+
 def export_model(
-    model: Any, path: str | Path, image_size: int, format: str = "onnx", tolerance: float = TOLERANCE
+    model: Any,
+    path: str | Path,
+    image_size: int,
+    format: str = "onnx",
+    tolerance: float = TOLERANCE,
+    calibration: torch.Tensor | None = None,
+    release: bool = False,
 ) -> dict[str, Any]:
     """Export a model as a graph for pages of one size and batches of any size, and compare the two.
 
     Args:
         model: a [`DeepEncoder`], [`SamEncoder`] or [`ClipVisionEncoder`].
         path: the file, which appears only if the export succeeds. ONNX keeps the weights beside it, in `path` +
-            `.data`.
+            `.data`, and OpenVINO in a file of the suffix `.bin`.
         image_size: side of the pages (or of the tiles), in pixels.
-        format: `"onnx"`, or `"torch"` for `torch.export`.
-        tolerance: largest difference allowed between the graph and the model.
+        format: `"onnx"`, `"openvino"`, or `"torch"` for `torch.export`.
+        tolerance: largest difference allowed between the graph and the model. It does not apply to 8 bits.
+        calibration (`torch.Tensor` of shape `(pages, channels, image_size, image_size)`, *optional*): normalised
+            pixels of two or more pages, with which an OpenVINO graph is quantised to 8 bits. A fifth of them is held
+            back to measure the accuracy.
+        release (`bool`): free the weights of the model once they are written, so that the comparison needs no memory
+            beside them. The model cannot be used afterwards.
 
     Returns:
-        The metadata of the file, and `max_difference` from the model (None if onnxruntime is not installed).
+        The metadata of the file, and `max_difference` from the model (None if onnxruntime is not installed, and for 8
+        bits, whose `compression` in the metadata says how similar the tokens are).
 
     Raises:
-        `ValueError`: the format is unknown, the image size is not a multiple of the patch size, or the graph differs.
-        `ImportError`: onnx or onnxscript is not installed.
+        `ValueError`: the format is unknown, the image size is not a multiple of the patch size, or the graph differs;
+            or the calibration pages do not fit.
+        `ImportError`: a library that the format needs is not installed.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}.")
-    path, chosen = Path(path), FORMATS[format]
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    check_exportable(model)
-    attn_implementation = GRAPHS[model.config.model_type].attn_implementation
-    view = ExportedView(fix_image_size(model, image_size, attn_implementation))
+    chosen, path = _check_arguments(model, format, calibration), Path(path)
+    view = ExportedView(fix_image_size(model, image_size, GRAPHS[model.config.model_type].attn_implementation))
+    reference = _reference(model, view)
     main = getattr(model.config, "sam_config", model.config)
     shape = (main.num_channels, image_size, image_size)
     metadata = _describe(model.config, shape, tolerance) | dict(chosen.metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:64]}.", suffix=".tmp")
-    with temporary as folder, full_disk_reported(path):
-        run = chosen.write(view, shape, Path(folder) / path.name, metadata)
-        difference = None if run is None else compare(_reference(model, view), run, shape, tolerance)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # The graph comes last.
-            os.replace(file, path.parent / file.name)
+    graph, difference = chosen.convert(view, shape), None
+    if calibration is not None:
+        graph, facts = _compress(graph, chosen, reference, calibration, shape)
+        metadata |= facts
+    page = make_page(shape)
+    with torch.no_grad():
+        expected = () if calibration is not None else reference(page)
+    with _moved_into_place(path) as temporary:
+        chosen.save(graph, temporary, metadata)
+        del graph, view, reference
+        if release:
+            model.to("meta")
+        gc.collect()  # Graphs hold cycles.
+        run = None if calibration is not None else chosen.open(temporary)
+        if run is not None:
+            difference = compare(run(page), expected, tolerance)
     return {**metadata, "max_difference": difference}

@@ -1,70 +1,27 @@
-"""The formats of exported graphs: how each is written, and how it runs for the comparison with the model."""
+"""The formats of exported graphs: how each is made and written, and how it runs for the comparison with the model."""
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...modeling.catalog import MODELS
+from .compression import quantize_openvino
 from .graphs import ExportedView
+from .onnx_format import OPSET, convert_to_onnx, open_onnx, save_onnx
+from .openvino_format import convert_to_openvino, open_openvino, save_openvino
+from .tracing import trace_view
 
 __all__ = ["FORMATS", "OPSET", "GraphFormat"]
 
-OPSET = 18
 
-
-@contextmanager
-def _silenced(*names: str) -> Iterator[None]:
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-def _write_onnx(view: ExportedView, shape: tuple[int, ...], path: Path, metadata: dict[str, str]) -> Any:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX export needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
-    names = list(MODELS[view.model.config.model_type].exported_outputs)
-    with warnings.catch_warnings(), _silenced("torch.onnx", "onnx_ir"):  # They are about the exporter's own code.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            view,
-            (torch.zeros(2, *shape),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=names,
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
-    assert program is not None
-    program.model.metadata_props.update(metadata)
-    program.save(path, external_data=True)
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(names, {"pixel_values": pixels.numpy()})
-
-
-def _write_torch(view: ExportedView, shape: tuple[int, ...], path: Path, metadata: dict[str, str]) -> Any:
-    dynamic_shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
-    program = torch.export.export(view, (torch.zeros(2, *shape),), dynamic_shapes=dynamic_shapes)
+def _save_torch(program: Any, path: Path, metadata: dict[str, str]) -> None:
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _open_torch(path: Path) -> Any:
     return torch.export.load(path).module()
 
 
@@ -74,17 +31,41 @@ class GraphFormat:
 
     Args:
         suffix: file suffix.
-        write: writes the graph, with metadata, and returns a function that runs it; None if that is not possible here.
+        convert: makes the graph of a view, given the shape `(channels, height, width)` of its pixels.
+        save: writes the graph, with metadata, to a path; it may write further files of that stem beside it.
+        open: returns a function that runs the graph at a path; None if that is not possible here.
+        compress: quantises a graph to 8 bits with pages, given both; None if the format has no 8 bits here.
+            Where it has, `open` takes the graph, too.
+        weights_path: where the weights of a graph at a path lie, if not in the same file.
         metadata: further metadata.
     """
 
     suffix: str
-    write: Callable[[ExportedView, tuple[int, ...], Path, dict[str, str]], Any]
+    convert: Callable[[ExportedView, tuple[int, ...]], Any]
+    save: Callable[[Any, Path, dict[str, str]], None]
+    open: Callable[[Any], Any]
+    compress: Callable[[Any, torch.Tensor], Any] | None = None
+    weights_path: Callable[[Path], Path | None] = lambda path: None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 FORMATS = {
-    "onnx": GraphFormat(".onnx", _write_onnx, {"opset": str(OPSET)}),
-    "torch": GraphFormat(".pt2", _write_torch),
+    "onnx": GraphFormat(
+        ".onnx",
+        convert_to_onnx,
+        save_onnx,
+        open_onnx,
+        weights_path=lambda path: path.with_name(f"{path.name}.data"),
+        metadata={"opset": str(OPSET)},
+    ),
+    "openvino": GraphFormat(
+        ".xml",
+        convert_to_openvino,
+        save_openvino,
+        open_openvino,
+        compress=quantize_openvino,
+        weights_path=lambda path: path.with_suffix(".bin"),
+    ),
+    "torch": GraphFormat(".pt2", trace_view, _save_torch, _open_torch),
 }
 """The formats of exported graphs, by name."""

@@ -20,7 +20,16 @@ from .dataclass_options import takes_options
 from .errors import UserError, one_line
 from .files import check_target, files_of_model
 from .models import load_model, load_processor, name_source, pick_device
-from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
+from .options import (
+    DeviceOption,
+    Dtype,
+    FullDownloadOption,
+    ModelOption,
+    ModeOption,
+    RevisionOption,
+    RuntimeOption,
+    TrustOption,
+)
 from .terminal import make_console
 
 if TYPE_CHECKING:
@@ -231,6 +240,7 @@ class EncodeOptions:
     model: ModelOption = None
     mode: ModeOption = None
     device: DeviceOption = None
+    runtime: RuntimeOption = None
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -327,7 +337,7 @@ def _check_targets(options: EncodeOptions, pictures: list[Path]) -> None:
 def _load_encoder(options: EncodeOptions) -> _Encoder:
     device = pick_device(options.device)
     source = name_source(options.model, options.trust_remote_code, options.revision, options.full_download)
-    model, processor = load_model(source, options.dtype, device), load_processor(source)
+    model, processor = load_model(source, options.dtype, device, options.runtime), load_processor(source)
     mode = None if options.mode is None else options.mode.value
     return _Encoder(model, processor, mode, options.similar_to)
 

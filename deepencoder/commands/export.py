@@ -1,9 +1,10 @@
-"""`deepencoder export`: a model as one graph for other runtimes, or as a folder for transformers.js."""
+"""`deepencoder export`: a model as one graph for other runtimes, or as a folder for a runtime or transformers.js."""
 
+import json
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,17 +12,21 @@ from ..processing.modes import MODES
 from .errors import UserError, reported_as
 from .files import check_target, files_of_model
 from .models import Source, load_any_model, load_processor
-from .options import Dtype, RevisionOption, TrustOption
+from .options import Dtype, Mode, RevisionOption, TrustOption
 from .terminal import make_console
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["export"]
 
 SIDES = {name: fields["size"]["height"] for name, fields in MODES.items() if not fields["crop_to_patches"]}
-ViewMode = Enum("ViewMode", {name: name for name in SIDES}, type=str)  # type: ignore[misc]
+FOLDER_FORMATS = ("onnx", "openvino")
+COMPRESSIONS = ("int8",)
 
 
 class Layout(str, Enum):
-    """What is written: one graph, or a folder that a library loads."""
+    """What is written: one graph, or a folder of several, or a folder that transformers.js loads."""
 
     graph = "graph"
     transformers_js = "transformers.js"
@@ -33,7 +38,11 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="File to write: FILE.onnx or FILE.pt2; for transformers.js a new folder."),
+        typer.Argument(
+            metavar="FILE",
+            help="File to write: FILE.onnx, FILE.xml or FILE.pt2; or a folder, with --format onnx or openvino, which "
+            "encode and extract take as a model; for transformers.js a new folder.",
+        ),
     ],
     layout: Annotated[
         Layout, typer.Option(help="One graph in FILE, or in the folder FILE what transformers.js loads.")
@@ -41,61 +50,153 @@ def export(
     format: Annotated[
         str | None,
         typer.Option(
-            metavar="[onnx|torch]",
-            help="Format of the graph. Default: the one that the suffix of FILE stands for.",
+            metavar="[onnx|openvino|torch]",
+            help="Format of the graph. Default: the one of the suffix of FILE. A folder needs it.",
             show_default=False,
         ),
     ] = None,
     mode: Annotated[
-        ViewMode | None,
+        Mode | None,
         typer.Option(
-            help="Resolution mode of the pages. Default: base. For gundam export two graphs: base for the global view "
-            "and small for the tiles.",
+            help="Resolution mode of the pages. Default: base. gundam needs a folder, which then holds two graphs: "
+            "for global views and for tiles.",
             show_default=False,
         ),
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side of the pages in pixels, instead of a mode.", show_default=False)
     ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[int8]",
+            help="Quantise OpenVINO graphs to 8 bits with the pages of --calibration.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGE",
+            help="A page like those that will be encoded, for --compress. Repeat it: some dozens are good. A fifth "
+            "of them is held back to measure the accuracy.",
+            show_default=False,
+        ),
+    ] = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Export a model to ONNX, with torch.export or for transformers.js, for pages of one size and batches of any size.
+    """Export a model to ONNX, OpenVINO, with torch.export or for transformers.js, in batches of any size.
 
     The graph is compared with the model, and is written only if the two agree. Its metadata describe its inputs and
-    outputs, and where the tokens lie. The weights of FILE.onnx lie beside it, in FILE.onnx.data.
+    outputs, and where the tokens lie. The weights of FILE.onnx lie beside it, in FILE.onnx.data, and those of FILE.xml
+    in FILE.bin.
+
+    A folder holds a graph for each size of pages, and what encode and extract need to run it with --model FOLDER. More
+    sizes are added by the same command.
     """
     if mode is not None and size is not None:
         raise UserError("export takes --mode or --size, not both.")
     source = Source(model, trust_remote_code, revision)
+    pages = _check_compression(compress, calibration)
     if layout is Layout.transformers_js:
+        if pages:
+            raise UserError("--compress is for OpenVINO graphs, not for --layout transformers.js.")
         _check_folder(output, format)
         loaded = load_any_model(source, Dtype.float32)
         chosen_mode, side = _choose_view(loaded.config, mode, size)
-        facts = _export_folder(source, loaded, output, chosen_mode, side)
+        results = {side: _export_for_javascript(source, loaded, output, chosen_mode, side)}
+    elif format in FOLDER_FORMATS and output.suffix.lower() not in _suffixes():
+        loaded = load_any_model(source, Dtype.float32)
+        results = _export_folder(source, loaded, output, format, mode, size, pages)
     else:
         chosen = _choose_format(output, format)
-        inputs = files_of_model(model)
-        for path in (output, Path(f"{output}.data")):  # The second holds the weights of an ONNX graph.
-            check_target(path, "FILE", (path.suffix.lower(),), inputs)
+        for path in (output, _weights_path(output, chosen)):
+            check_target(path, "FILE", (path.suffix.lower(),), files_of_model(model))
         loaded = load_any_model(source, Dtype.float32)
-        _, side = _choose_view(loaded.config, mode, size)
-        facts = _export_graph(source, loaded, output, chosen, side)
+        chosen_mode, side = _choose_view(loaded.config, mode, size)
+        tensors = _prepare_pages(source, pages, chosen_mode, [side])
+        results = {side: _export_graph(source, loaded, output, chosen, side, tensors.get(side))}
+    for side, facts in results.items():
+        make_console().print(
+            f"{output}: {loaded.config.model_type}, {side} x {side} pixels, any batch; {_describe(facts)}",
+            soft_wrap=True,
+        )
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    """Return how close a graph is to the model."""
+    if "compression" in facts:
+        found = json.loads(facts["compression"])
+        return (
+            f"{found['method']}: cosine similarity to the model's tokens {found['mean_cosine']:.4f} on average, "
+            f"{found['worst_cosine']:.4f} at worst, on {found['compared_pages']} pages"
+        )
     difference = facts["max_difference"]
-    checked = "not compared: onnxruntime is missing" if difference is None else f"differs by at most {difference:.1e}"
-    make_console().print(
-        f"{output}: {loaded.config.model_type}, {side} x {side} pixels, any batch; {checked}", soft_wrap=True
-    )
+    return "not compared: onnxruntime is missing" if difference is None else f"differs by at most {difference:.1e}"
 
 
-def _export_graph(source: Source, model: Any, output: Path, format: str, side: int) -> dict[str, Any]:
+def _check_compression(compress: str | None, calibration: list[str] | None) -> list[str]:
+    """Return the pages for a compression, which are none without one."""
+    if compress is not None and compress not in COMPRESSIONS:
+        raise UserError(f"--compress must be {' or '.join(COMPRESSIONS)}, got {compress!r}.")
+    if (compress is None) != (not calibration):
+        raise UserError("--compress int8 and --calibration IMAGE need each other.")
+    if calibration is not None and len(calibration) < 2:
+        raise UserError("--calibration must be given for two or more pages.")
+    return calibration or []
+
+
+def _prepare_pages(source: Source, pages: list[str], mode: str | None, sides: list[int]) -> "dict[int, torch.Tensor]":
+    """Return the views and tiles of calibration pages, by the sides that graphs are exported for."""
+    if not pages:
+        return {}
+    fields = {"mode": mode} if mode is not None else {"size": dict.fromkeys(("height", "width"), sides[0])}
+    with reported_as("--calibration cannot be used", OSError, ValueError):
+        inputs = load_processor(source)(pages, return_tensors="pt", **fields)
+    found = {inputs[name].shape[-1]: inputs[name] for name in inputs if name.startswith("pixel_values")}
+    if missing := [side for side in sides if side not in found]:
+        raise UserError(f"--calibration gives no tiles of {missing[0]} pixels: the pages are too small.")
+    return found
+
+
+def _export_folder(
+    source: Source, model: Any, output: Path, format: str, mode: Mode | None, size: int | None, pages: list[str]
+) -> dict[int, dict[str, Any]]:
+    from ..conversion.export import export_folder
+
+    name = mode.value if mode is not None else "base"
+    fields = MODES[name]
+    sides = [fields["size"]["height"]] + [fields["tile_size"]] * bool(fields["crop_to_patches"])
+    chosen_mode, sides = (name, sides) if size is None else (None, [size])
+    processor = load_processor(source)
+    tensors = _prepare_pages(source, pages, chosen_mode, sides)
+    with reported_as(f"{source.model!r} cannot be exported", ImportError, OSError, ValueError):
+        return export_folder(model, output, sides, format, processor, tensors or None, release=True)
+
+
+def _suffixes() -> list[str]:
+    from ..conversion.export import FORMATS
+
+    return [item.suffix for item in FORMATS.values()]
+
+
+def _weights_path(output: Path, format: str) -> Path:
+    from ..conversion.export import FORMATS
+
+    return FORMATS[format].weights_path(output) or output
+
+
+def _export_graph(
+    source: Source, model: Any, output: Path, format: str, side: int, calibration: "torch.Tensor | None"
+) -> dict[str, Any]:
     from ..conversion.export import export_model
 
     with reported_as(f"{source.model!r} cannot be exported", ImportError, OSError, ValueError):
-        return export_model(model, output, side, format)
+        return export_model(model, output, side, format, calibration=calibration, release=True)
 
 
-def _export_folder(source: Source, model: Any, output: Path, mode: str | None, side: int) -> dict[str, Any]:
+def _export_for_javascript(source: Source, model: Any, output: Path, mode: str | None, side: int) -> dict[str, Any]:
     from .. import DeepEncoderImageProcessor
     from ..conversion.export import export_for_transformers_js
 
@@ -122,7 +223,7 @@ def _choose_format(output: Path, format: str | None) -> str:
     return suffixes[output.suffix.lower()]
 
 
-def _choose_view(config: Any, mode: ViewMode | None, size: int | None) -> tuple[str | None, int]:
+def _choose_view(config: Any, mode: Mode | None, size: int | None) -> tuple[str | None, int]:
     """Return the mode of the pages, if one applies, and their side in pixels.
 
     A size stands for itself. A CLIP or ViT tower has no modes, but a size of its own.
@@ -133,6 +234,8 @@ def _choose_view(config: Any, mode: ViewMode | None, size: int | None) -> tuple[
         return None, size
     if config.model_type != ClipVisionEncoderConfig.model_type:
         name = "base" if mode is None else mode.value
+        if name not in SIDES:
+            raise UserError(f"--mode {name} needs two graphs: name a folder, and --format onnx or openvino.")
         return name, SIDES[name]
     if mode is not None:
         raise UserError("--mode does not apply to a CLIP or ViT tower, which has a size of its own; see --size.")

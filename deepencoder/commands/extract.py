@@ -26,8 +26,17 @@ from ..extraction.outputs import DTYPES, OUTPUTS
 from ..processing.token_pooling import VectorOptions
 from .dataclass_options import takes_options
 from .errors import UserError, one_line, reported_as
-from .models import Source, load_model, load_processor, name_source, pick_device
-from .options import DeviceOption, Dtype, FullDownloadOption, ModelOption, ModeOption, RevisionOption, TrustOption
+from .models import Source, load_model, load_processor, name_source, pick_device, runtime_of
+from .options import (
+    DeviceOption,
+    Dtype,
+    FullDownloadOption,
+    ModelOption,
+    ModeOption,
+    RevisionOption,
+    RuntimeOption,
+    TrustOption,
+)
 from .terminal import make_console
 from .verify import verify_folder
 
@@ -84,6 +93,7 @@ class ExtractOptions:
         VectorOptions.width
     )
     device: DeviceOption = None
+    runtime: RuntimeOption = None
     batch_size: Annotated[
         str, typer.Option(help="Pages per batch; auto chooses by the number of pixels and the free memory.")
     ] = "auto"
@@ -194,7 +204,7 @@ def _identify(source: Source | None) -> tuple[str, Source | None]:
     return identity, replace(source, revision=revision_of(identity) or source.revision)
 
 
-def _make_settings(options: ExtractOptions, processor: Any, commit: str) -> settings.ExtractionSettings:
+def _make_settings(options: ExtractOptions, processor: Any, commit: str, runtime: str) -> settings.ExtractionSettings:
     try:
         return settings.ExtractionSettings(
             sources=tuple(options.sources or ()),
@@ -210,6 +220,7 @@ def _make_settings(options: ExtractOptions, processor: Any, commit: str) -> sett
             model_dtype=options.model_dtype.value,
             vector_pool=options.vector_pool,
             vector_width=options.vector_width,
+            runtime=runtime,
         )
     except ValueError as error:
         raise UserError(f"--{one_line(error)}") from error
@@ -218,11 +229,12 @@ def _make_settings(options: ExtractOptions, processor: Any, commit: str) -> sett
 class _LoadModel:
     """Loads the model where it is called: in this process, or in an actor on another machine."""
 
-    def __init__(self, source: Source | None, dtype: Dtype, device: str | None, processor: Any) -> None:
-        self.source, self.dtype, self.device, self.processor = source, dtype, device, processor
+    def __init__(self, source: Source | None, options: ExtractOptions, device: str | None, processor: Any) -> None:
+        self.source, self.device, self.processor = source, device, processor
+        self.dtype, self.runtime = options.model_dtype, options.runtime
 
     def __call__(self) -> tuple[Any, Any]:
-        return load_model(self.source, self.dtype, pick_device(self.device)), self.processor
+        return load_model(self.source, self.dtype, pick_device(self.device), self.runtime), self.processor
 
 
 @contextmanager
@@ -366,12 +378,12 @@ def extract(options: ExtractOptions) -> None:
     )
     commit, source = _identify(source)
     processor = load_processor(source)
-    chosen = _make_settings(options, processor, commit)
+    chosen = _make_settings(options, processor, commit, runtime_of(source, options.runtime))
     if options.engine.value == "ray":
-        load = _LoadModel(source, options.model_dtype, options.device, processor)
+        load = _LoadModel(source, options, options.device, processor)
         _extract_with_ray(options, options.output, chosen, load, run_options)
     else:
-        load = _LoadModel(source, options.model_dtype, str(device), processor)
+        load = _LoadModel(source, options, str(device), processor)
         _extract_here(options, options.output, chosen, load, run_options, processes)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, reported_as
-from .options import Dtype
+from .options import Dtype, Runtime
 from .terminal import print_warning
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "load_processor",
     "name_source",
     "pick_device",
+    "runtime_of",
 ]
 
 DEMO_NOTICE = "No --model given: using a tiny demo model with fixed random weights. Its features mean nothing."
@@ -109,11 +110,14 @@ def pick_device(device: str | None) -> "torch.device":
     return chosen
 
 
-def load_model(source: Source | None, dtype: Dtype, device: "torch.device") -> Any:
+def load_model(source: Source | None, dtype: Dtype, device: "torch.device", runtime: Runtime | None = None) -> Any:
     """Load a [`DeepEncoder`], ready for inference on a device; the demo model for None.
 
-    With `Dtype.auto` it computes in the dtype of its checkpoint, or in float32 on a CPU without instructions for that.
+    With a runtime other than torch, and for a folder of exported graphs, it is an [`ExportedDeepEncoder`]. With
+    `Dtype.auto` torch computes in the dtype of the checkpoint, or in float32 on a CPU without instructions for that.
     """
+    if runtime_of(source, runtime) != "torch":
+        return _load_exported(source, dtype, device, runtime)
     import torch
 
     from ..modeling.slow_dtypes import is_slow_here
@@ -126,6 +130,34 @@ def load_model(source: Source | None, dtype: Dtype, device: "torch.device") -> A
         )
         model = model.to(torch.float32)
     return model.to(device).eval()
+
+
+def runtime_of(source: Source | None, runtime: Runtime | None) -> str:
+    """Return what computes a model: the runtime that was asked for, or the one that its folder is for."""
+    if runtime is not None:
+        return str(runtime.value)
+    if source is None or not os.path.isdir(source.model):
+        return "torch"
+    from ..runtimes.graph_folders import choose_runtime, find_exported
+
+    folder = find_exported(source.model)
+    if folder is None:
+        return "torch"
+    with reported_as(f"--model {source.model!r} cannot be loaded", ImportError):
+        return choose_runtime(None, folder).name
+
+
+def _load_exported(source: Source | None, dtype: Dtype, device: "torch.device", runtime: Runtime | None) -> Any:
+    if source is None:
+        raise UserError("--runtime needs --model: the demo model runs in torch only.")
+    if device.type != "cpu":
+        print_warning(f"Exported graphs run on the CPU, not on {device}.")
+    from ..runtimes import ExportedDeepEncoder
+
+    name = None if runtime is None else runtime.value
+    options: dict[str, Any] = {"revision": source.revision, "full_download": source.full_download}
+    with reported_as(f"--model {source.model!r} cannot be loaded", ImportError, OSError, ValueError):
+        return ExportedDeepEncoder.from_pretrained(source.model, runtime=name, dtype=dtype.value, **options)
 
 
 def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:

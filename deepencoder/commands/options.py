@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..processing.modes import MODES
+from ..runtimes.engines import RUNTIMES
 
 __all__ = [
     "DeviceOption",
@@ -15,10 +16,13 @@ __all__ = [
     "ModeOption",
     "ModelOption",
     "RevisionOption",
+    "Runtime",
+    "RuntimeOption",
     "TrustOption",
 ]
 
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)  # type: ignore[misc]
+Runtime = Enum("Runtime", {name: name for name in ("torch", *RUNTIMES)}, type=str)  # type: ignore[misc]
 
 
 class Dtype(str, Enum):
@@ -58,4 +62,13 @@ FullDownloadOption = Annotated[
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow Python code from the model's repository to run.")
+]
+RuntimeOption = Annotated[
+    Runtime | None,
+    typer.Option(
+        help="What computes the model: torch, or its exported graphs in another library, in float32 unless another "
+        "dtype is given. Graphs of a model that is not exported yet are exported and kept in the Hugging Face cache. "
+        "Default: torch, and for a folder of exported graphs the library that runs them.",
+        show_default=False,
+    ),
 ]

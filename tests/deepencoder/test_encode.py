@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor, SamEncoder, SamEncoderConfig
 
+from ..conftest import ROOT
+from ..conversion.samples import build, layout_of
 from .processes import run
 
 
@@ -168,3 +171,29 @@ def test_a_failed_write_leaves_the_old_file(
         code, _, err = cli("encode", example_page, "--mode", "tiny", "-o", output)
         assert code == expected and "Traceback" not in err
         assert output.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_runtime(cli: Any, tmp_path: Path, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(runtime)
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    build(layout_of("deepseek-ocr")).save_pretrained(tmp_path / "encoder")
+    fields = {"size": {"height": 128, "width": 128}, "crop_to_patches": False}
+    DeepEncoderImageProcessor(**fields).save_pretrained(tmp_path / "encoder")
+    page = ROOT / "examples" / "table.png"
+    found = []
+    for name in ("torch", runtime):
+        file = tmp_path / f"{name}.safetensors"
+        code, _, err = cli("encode", page, "-m", tmp_path / "encoder", "--runtime", name, "-o", file)
+        assert code == 0, err
+        found.append(load_file(file)["0.vision_tokens"])
+    torch.testing.assert_close(*found, atol=2e-5, rtol=0)
+    for arguments, words in (
+        ((page, "--runtime", runtime), "--runtime needs --model"),
+        (
+            (page, "--runtime", runtime, "-m", tmp_path / "encoder", "--dtype", "float16"),
+            "dtype must be torch.float32",
+        ),
+    ):
+        code, _, err = cli("encode", *arguments)
+        assert code == 2 and words in err.splitlines()[-1], err

@@ -15,6 +15,7 @@ from deepencoder import (
     SamEncoderConfig,
 )
 
+from ..conftest import ROOT, randomize
 from ..conversion.samples import build, layout_of, state_dict_there
 
 
@@ -89,9 +90,12 @@ def test_a_mode_sets_the_fields_of_the_folders_image_processor(
 
 def test_mistakes_are_one_line(cli: Any, clip: Path, tmp_path: Path) -> None:
     for arguments, words in (
-        ((clip, tmp_path / "b.bin"), "FILE must end in .onnx or .pt2"),
+        ((clip, tmp_path / "b.bin"), "FILE must end in .onnx or .xml or .pt2"),
         ((clip, tmp_path / "b.onnx", "--format", "torch"), "FILE must end in .pt2"),
-        ((clip, tmp_path / "c.onnx", "--format", "tensorrt"), "--format must be onnx or torch, got 'tensorrt'"),
+        (
+            (clip, tmp_path / "c.onnx", "--format", "tensorrt"),
+            "--format must be onnx or openvino or torch, got 'tensorrt'",
+        ),
         ((clip, tmp_path / "c.onnx", "--size", "100"), "multiple of 16"),
         ((clip, tmp_path / "c.onnx", "--size", "0"), "image_size"),
         ((clip, tmp_path / "c.onnx", "--mode", "base"), "--size"),
@@ -101,3 +105,63 @@ def test_mistakes_are_one_line(cli: Any, clip: Path, tmp_path: Path) -> None:
         code, _, err = cli("export", *arguments)
         assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
         assert not (tmp_path / "c.onnx").exists()
+
+
+def test_a_folder_for_a_runtime(cli: Any, tmp_path: Path) -> None:
+    """It holds the graphs of a mode, further sizes are added to it, and encode and extract take it as a model."""
+    pytest.importorskip("onnxruntime")
+    model = build(layout_of("deepseek-ocr"))
+    model.save_pretrained(tmp_path / "encoder")
+    DeepEncoderImageProcessor(mode="tiny").save_pretrained(tmp_path / "encoder")
+    folder = tmp_path / "graphs"
+    for side in (64, 128):
+        code, out, err = cli("export", tmp_path / "encoder", folder, "--format", "onnx", "--size", str(side))
+        assert code == 0 and f"{side} x {side} pixels, any batch; differs by at most" in out, err
+    names = {path.name for path in folder.iterdir()}
+    graphs = {f"view_{side}.onnx{suffix}" for side in (64, 128) for suffix in ("", ".data")}
+    assert names == graphs | {"config.json", "preprocessor_config.json", "layout_tokens.safetensors"}
+    randomize(model, seed=1)
+    model.save_pretrained(tmp_path / "other")
+    for arguments, words in (
+        ((tmp_path / "other", folder, "--size", "64"), "graphs of another model"),
+        ((tmp_path / "other", tmp_path, "--size", "64"), "is not a folder of exported graphs"),
+        ((tmp_path / "encoder", tmp_path / "new", "--size", "60"), "multiple of 16"),
+    ):
+        code, _, err = cli("export", *arguments, "--format", "onnx")
+        assert code == 2 and len(err.strip().splitlines()) == 1 and words in err, err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mode_with_tiles_takes_two_graphs(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(layout_of("deepseek-ocr")).save_pretrained(tmp_path / "encoder")
+    calls: list[Any] = []
+
+    def record(*arguments: Any, **_: Any) -> dict[int, dict[str, float]]:
+        calls.append(arguments)
+        return {}
+
+    monkeypatch.setattr("deepencoder.conversion.export.export_folder", record)
+    code, _, err = cli("export", tmp_path / "encoder", tmp_path / "a", "--format", "openvino", "--mode", "gundam")
+    assert code == 0 and calls.pop()[2] == [1024, 640], err
+    code, _, err = cli("export", tmp_path / "encoder", tmp_path / "a.xml", "--mode", "gundam")
+    assert code == 2 and "needs two graphs" in err
+
+
+def test_eight_bits(cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    build(layout_of("deepseek-ocr")).save_pretrained(tmp_path / "encoder")
+    pages = [ROOT / "examples" / name for name in ("table.png", "dense-text.png", "encoding.png")]
+    calibration = [word for page in pages for word in ("--calibration", page)]
+    arguments = ["export", tmp_path / "encoder", tmp_path / "a.xml", "--size", "128", "--compress", "int8"]
+    code, out, err = cli(*arguments, *calibration)
+    assert code == 0 and "int8: cosine similarity to the model's tokens" in out and "on 1 pages" in out, err
+    assert {path.name for path in tmp_path.glob("a.*")} == {"a.xml", "a.bin"}
+    for extra, words in (
+        ([], "need each other"),
+        (calibration[:2], "two or more pages"),
+        ([*calibration, "--layout", "transformers.js"], "not for --layout"),
+    ):
+        code, _, err = cli(*arguments[:2], tmp_path / "b.xml", *arguments[3:], *extra)
+        assert code == 2 and words in err, err
+    code, _, err = cli("export", tmp_path / "encoder", tmp_path / "b.onnx", *arguments[3:], *calibration)
+    assert code == 2 and "only OpenVINO" in err, err

@@ -15,11 +15,12 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from deepencoder import DeepEncoder
+from deepencoder import DeepEncoder, DeepEncoderImageProcessor
 from deepencoder.extraction import models
 from deepencoder.modeling import slow_dtypes
 
 from ..conftest import ROOT
+from ..conversion.samples import build, layout_of
 from ..extraction.corpus import picture, save_model, write_bad_pages, write_pdf, write_pictures
 from ..hub_server import COMMIT, Hub
 
@@ -310,3 +311,21 @@ def test_the_weights_are_those_of_the_commit_that_was_identified(
     code, _, err = cli("extract", pages, "-o", output, "--model", "user/encoder", "--workers", "0")
     assert code == 0, err
     assert {row["commit"] for row in rows_of(output).values()} == {COMMIT}
+
+
+def test_a_folder_of_exported_graphs(cli: Any, tmp_path: Path) -> None:
+    """Its runtime is used without being named, and is written down with the settings."""
+    pytest.importorskip("onnxruntime")
+    build(layout_of("deepseek-ocr")).save_pretrained(tmp_path / "encoder")
+    fields = {"size": {"height": 128, "width": 128}, "crop_to_patches": False}
+    DeepEncoderImageProcessor(**fields).save_pretrained(tmp_path / "encoder")
+    code, _, err = cli("export", tmp_path / "encoder", tmp_path / "graphs", "--format", "onnx", "--size", "128")
+    assert code == 0, err
+    arguments = ["extract", ROOT / "examples" / "table.png", "-m", tmp_path / "graphs", "-o", tmp_path / "out"]
+    code, out, err = cli(*arguments)
+    assert code == 0 and "1 pages" in out, err
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["runtime"] == "onnxruntime"
+    code, out, err = cli(*arguments, "--runtime", "onnxruntime")
+    assert code == 0 and "Nothing to do" in out, err
+    code, _, err = cli(*arguments, "--runtime", "openvino")
+    assert code == 2 and "runtime was 'onnxruntime' and is 'openvino'" in err, err

@@ -20,8 +20,8 @@ from deepencoder.sharing.model_facts import (
 from ..conftest import ROOT
 
 RESULTS = {
-    "float32": ROOT / "benchmarks" / "results" / "speed_cpu.json",
-    "bfloat16": ROOT / "benchmarks" / "results" / "speed_cpu_bfloat16.json",
+    "float32": ROOT / "benchmarks" / "results" / "speed_intel-xeon-amx.json",
+    "bfloat16": ROOT / "benchmarks" / "results" / "speed_intel-xeon-amx_bfloat16.json",
 }
 
 

@@ -17,6 +17,7 @@ from deepencoder import (
 )
 from deepencoder.conversion.export import TOLERANCE, export_model
 from deepencoder.conversion.export.exporting import describe_layout
+from deepencoder.conversion.export.openvino_format import METADATA
 from deepencoder.modeling.catalog import MODELS
 
 from ...conftest import randomize
@@ -98,6 +99,27 @@ def test_torch_export(shallow_model: DeepEncoder, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_openvino(shallow_model: DeepEncoder, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    facts = export_model(shallow_model, tmp_path / "encoder.xml", 256, "openvino")
+    assert facts["max_difference"] <= 1e-5 and {path.name for path in tmp_path.iterdir()} == {
+        "encoder.xml",
+        "encoder.bin",
+    }
+    graph = openvino.Core().read_model(tmp_path / "encoder.xml")
+    metadata = {name: value.astype(str) for name, value in graph.get_rt_info(METADATA).astype(dict).items()}
+    assert metadata["image_size"] == "256"
+    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pixels = torch.randn(3, 3, 256, 256)
+    found, expected = compiled({"pixel_values": pixels.numpy()}), shallow_model(pixels)
+    assert set(json.loads(metadata["outputs"])) == {name for port in graph.outputs for name in port.get_names()}
+    for name in ("last_hidden_state", "pooler_output"):
+        torch.testing.assert_close(torch.from_numpy(found[name]), expected[name], atol=1e-5, rtol=0)
+    tokens = torch.from_numpy(found["vision_tokens"])
+    torch.testing.assert_close(tokens, torch.stack(expected.vision_tokens), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_the_layout_is_that_of_the_tokens() -> None:
     for config, side in (
         (DeepEncoderConfig.tiny(), 192),
@@ -116,5 +138,5 @@ def test_the_layout_is_that_of_the_tokens() -> None:
 
 
 def test_unknown_formats(shallow_model: DeepEncoder, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format must be one of 'onnx', 'torch', got 'tensorrt'"):
+    with pytest.raises(ValueError, match="format must be one of 'onnx', 'openvino', 'torch', got 'tensorrt'"):
         export_model(shallow_model, tmp_path / "encoder.onnx", 128, "tensorrt")

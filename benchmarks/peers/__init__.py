@@ -1,0 +1,1 @@
+"""What else computes a DeepEncoder, and the comparison with it: `python benchmarks/speed.py --peers`."""
