@@ -30,8 +30,8 @@ def is_grey(bands: Sequence[Image.Image], image: Image.Image) -> bool:
     sample = np.asarray(image.resize((SAMPLE, SAMPLE), Image.Resampling.NEAREST))
     if (sample != sample[..., :1]).any():
         return False
-    first = np.asarray(bands[0])
-    return all(np.array_equal(first, np.asarray(band)) for band in bands[1:])
+    first = bands[0].tobytes()
+    return all(band.tobytes() == first for band in bands[1:])
 
 
 def resize_planes(image: Image.Image, size: tuple[int, int], resample: PILImageResampling) -> list[np.ndarray]:
