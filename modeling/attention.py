@@ -47,6 +47,12 @@ class AttentionInputs(NamedTuple):
         """Height and width of the grid of keys."""
         return self.relative_height.shape[1], self.relative_width.shape[1]
 
+    @property
+    def needs_grad(self) -> bool:
+        """Whether a gradient will flow through this attention."""
+        tensors = (self.query, self.key, self.value, self.relative_height, self.relative_width)
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
     def to(self, dtype: torch.dtype) -> "AttentionInputs":
         """Return the inputs in another dtype."""
         return self._replace(

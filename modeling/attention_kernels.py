@@ -3,21 +3,31 @@
 Unusual: a fused kernel has no argument for SAM's position terms. Either they are added up to a bias, for a block of
 queries at a time; or queries and keys are augmented, so that their plain product contains the terms and a flash kernel
 needs no bias. A row may compute in a wider dtype than that of its inputs, since torch's attention in bfloat16 is slow
-on a CPU without matrix instructions. To add a kernel, write its function and its row; `attention_schedules.py` bounds
+on a CPU without matrix instructions; and one row has no fused kernel at all, since its products are so much faster by
+another library. To add a kernel, write its function and its row; `attention_schedules.py` bounds
 its memory.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
 from .attention import AttentionInputs, relative_position_scores
 from .memory_budgets import MemoryBudgets
+from .onednn import linear, products_are_faster
 
-__all__ = ["ATTENTION_KERNELS", "AttentionKernel", "augmented_attention", "bias_attention", "choose_kernel"]
+__all__ = [
+    "ATTENTION_KERNELS",
+    "AttentionKernel",
+    "augmented_attention",
+    "bias_attention",
+    "choose_kernel",
+    "unfused_attention",
+]
 
 LARGEST_HEAD_SIZE = 256  # of CUDA's flash kernels
 
@@ -87,6 +97,50 @@ def bias_attention(inputs: AttentionInputs, memory: torch.Tensor | None = None) 
     )
 
 
+def unfused_attention(inputs: AttentionInputs, memory: torch.Tensor | None = None) -> torch.Tensor:
+    """Attend in three steps, head by head: scores, softmax, sum of values.
+
+    Scores are float32 whatever the inputs are, or float64; weights take the dtype of the values where that is fast.
+    """
+    wide, narrow = torch.promote_types(inputs.query.dtype, torch.float32), _weight_dtype(inputs.value.dtype)
+    wide_queries = inputs._replace(
+        query=inputs.query.to(wide),
+        relative_height=inputs.relative_height.to(wide),
+        relative_width=inputs.relative_width.to(wide),
+    )
+    row_scores, column_scores = relative_position_scores(wide_queries)
+    queries, keys, values = wide_queries.query * inputs.scaling, inputs.key.to(wide), inputs.value.to(narrow)
+    if not len(keys):
+        return torch.empty_like(inputs.query)
+    attended = []
+    for image, head in itertools.product(range(keys.shape[0]), range(keys.shape[1])):
+        scores = linear(queries[image, head], keys[image, head])  # (rows * columns, height * width)
+        terms = scores.unflatten(1, inputs.key_grid).unflatten(0, inputs.query_grid)
+        terms.add_(row_scores[image, head][..., :, None]).add_(column_scores[image, head][..., None, :])
+        out = None if memory is None else _view_memory(memory, scores)
+        weights = dropout(torch.softmax(scores, dim=-1, out=out), p=inputs.dropout)
+        attended.append(linear(weights.to(narrow), values[image, head].t()))
+    return torch.stack(attended).unflatten(0, keys.shape[:2]).to(inputs.query.dtype)
+
+
+def _view_memory(memory: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the beginning of some memory of any dtype as a tensor of the shape and dtype of `like`."""
+    return memory[: like.numel() * like.element_size() // memory.element_size()].view(like.dtype).view_as(like)
+
+
+@lru_cache(maxsize=1)
+def _multiplies_bfloat16() -> bool:
+    """Return whether this CPU has instructions for products in bfloat16."""
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def _weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the product of attention weights and values, for values of a dtype."""
+    if dtype == torch.bfloat16 and _multiplies_bfloat16():
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
 @lru_cache(maxsize=1)
 def _slow_dtypes() -> frozenset[torch.dtype]:
     """Return the 16-bit dtypes in which this CPU has no instructions for products of matrices.
@@ -107,6 +161,23 @@ def _slow_dtypes() -> frozenset[torch.dtype]:
 def attends_slowly_in(dtype: torch.dtype) -> bool:
     """Return whether this CPU attends faster in float32 than in `dtype`. It is looked up when it is first needed."""
     return dtype in _slow_dtypes()
+
+
+FEWEST_UNFUSED_KEYS = 512
+"""Keys below which the steps of unfused attention are too small: windows, for one."""
+
+
+def _suits_unfused(inputs: AttentionInputs) -> bool:
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    on_cpu = inputs.query.device.type == "cpu"
+    if not on_cpu or in_graph or inputs.needs_grad or not products_are_faster():
+        return False
+    return _bias_elements(inputs) >= FEWEST_UNFUSED_KEYS and inputs.query.dtype != torch.float64
+
+
+def _unfused_elements(inputs: AttentionInputs) -> int:
+    """Scores and weights in float32, in elements of the inputs."""
+    return 2 * _bias_elements(inputs) * torch.float32.itemsize // inputs.query.element_size()
 
 
 def _suits_float32(inputs: AttentionInputs) -> bool:
@@ -151,6 +222,15 @@ def _bias_budget(inputs: AttentionInputs, budgets: MemoryBudgets, needs_grad: bo
 
 
 ATTENTION_KERNELS: tuple[AttentionKernel, ...] = (
+    AttentionKernel(
+        name="unfused",
+        implementation="sdpa",
+        suits=_suits_unfused,
+        elements_per_query=_unfused_elements,
+        budget=lambda inputs, budgets, needs_grad: budgets.unfused_block,
+        attend=unfused_attention,
+        reuses_memory=True,
+    ),
     AttentionKernel(
         name="bias in float32",
         implementation="sdpa",

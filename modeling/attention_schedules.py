@@ -101,8 +101,7 @@ def _attend_in_place(inputs: AttentionInputs, kernel: AttentionKernel, blocks: B
 
 def _attend_in_blocks(inputs: AttentionInputs, kernel: AttentionKernel, budgets: MemoryBudgets) -> torch.Tensor:
     """Attend in the dtype of the inputs, by the schedule that suits them."""
-    tensors = (inputs.query, inputs.key, inputs.value, inputs.relative_height, inputs.relative_width)
-    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    needs_grad = inputs.needs_grad
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     blocks = cut_blocks(inputs, kernel, kernel.budget(inputs, budgets, needs_grad))
     if inputs.query.device.type == "cpu" and not (needs_grad or in_graph):

@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.clip_vision_encoder import ClipVisionEncoderConfig
 from .base import DeepEncoderPreTrainedModel
 from .inputs import check_options, check_pixel_values, check_tensor
+from .onednn import Linear
 from .positions import PositionTableCache, resize_position_grid
 
 __all__ = ["ClipVisionEncoder", "ClipVisionEncoderOutput"]
@@ -131,8 +132,8 @@ class ClipVisionEncoderAttention(nn.Module):
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
         self.is_causal = False
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -161,9 +162,9 @@ class ClipVisionEncoderAttention(nn.Module):
 class ClipVisionEncoderMLP(nn.Module):
     def __init__(self, config: ClipVisionEncoderConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.act(self.fc1(hidden_states)))
@@ -216,7 +217,7 @@ class ClipVisionEncoder(DeepEncoderPreTrainedModel):
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.post_norm != "none" else None
         )
         self.visual_projection = (
-            nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
+            Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
         )
         self.gradient_checkpointing = False
         self.post_init()

@@ -21,6 +21,7 @@ from .base import DeepEncoderPreTrainedModel
 from .clip_vision_encoder import ClipVisionEncoder
 from .inputs import check_options, check_pixel_values
 from .memory_budgets import MEMORY_BUDGETS, split_views
+from .onednn import Linear
 from .sam_encoder import SamEncoder
 from .vision_tokens import lay_out_vision_tokens, read_tile_grids
 
@@ -105,11 +106,11 @@ class DeepEncoderProjector(nn.Module):
         super().__init__()
         self.layers = nn.Sequential()
         if config.projector_type != "identity":
-            self.layers.append(nn.Linear(config.hidden_size, config.projection_dim))
+            self.layers.append(Linear(config.hidden_size, config.projection_dim))
         if config.projector_type == "mlp_gelu":
             for _ in range(config.projector_depth - 1):
                 self.layers.append(nn.GELU())
-                self.layers.append(nn.Linear(config.projection_dim, config.projection_dim))
+                self.layers.append(Linear(config.projection_dim, config.projection_dim))
 
     def forward(self, fused: torch.Tensor) -> torch.Tensor:
         return self.layers(fused)

@@ -31,6 +31,7 @@ class MemoryBudgets:
         long_bias_block: the same for more queries, so that each thread has several blocks of 256 queries to work on.
         bias_block_per_thread: at least this much for each thread, in eager mode.
         large_bias_block: position bias of a block on other devices and in training, where few large steps are faster.
+        unfused_block: scores and weights of a block of unfused attention: 512 queries of 4096 keys in float32.
         augmented_block: augmented queries of a block on a CPU, which has as many keys and values beside them.
         converted_attention: queries, keys, values and output of images that are converted to another dtype together.
         views: hidden states of the views that a [`DeepEncoder`] encodes together in inference: 16 pages of 1024 pixels
@@ -45,6 +46,7 @@ class MemoryBudgets:
     long_bias_block: int = 24 * MIB
     bias_block_per_thread: int = 4 * MIB
     large_bias_block: int = 64 * MIB
+    unfused_block: int = 16 * MIB
     augmented_block: int = 4 * MIB
     converted_attention: int = 96 * MIB
     views: int = 96 * MIB

@@ -25,6 +25,7 @@ from .base import DeepEncoderPreTrainedModel
 from .cpu_execution import run_layer_in_strips, runs_in_strips
 from .inputs import check_options, check_pixel_values
 from .memory_budgets import MEMORY_BUDGETS
+from .onednn import Linear
 from .positions import PositionTableCache, relative_positions, resize_position_grid
 from .windows import WindowCache, Windows
 
@@ -68,8 +69,8 @@ class SamEncoderAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
         num_distances = 2 * (window_size or config.grid_size) - 1
         self.rel_pos_h = nn.Parameter(torch.zeros(num_distances, config.head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(num_distances, config.head_dim))
@@ -155,9 +156,9 @@ class SamEncoderAttention(nn.Module):
 class SamEncoderMLP(nn.Module):
     def __init__(self, config: SamEncoderConfig) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.lin1 = Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
-        self.lin2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.lin2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.lin2(self.act(self.lin1(hidden_states)))

@@ -9,6 +9,7 @@ import torch
 from deepencoder.modeling import attention_kernels
 from deepencoder.modeling.attention import eager_attention
 from deepencoder.modeling.attention_kernels import ATTENTION_KERNELS, AttentionKernel, choose_kernel
+from deepencoder.modeling.attention_schedules import attend_with_kernel
 
 from .relative_attention import (
     GRIDS,
@@ -73,7 +74,13 @@ def test_kernels_pass_dropout_on(kernel: AttentionKernel) -> None:
 
 def describe(device: str, dtype: torch.dtype, grid: tuple[int, int]) -> Any:
     query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 12, grid[0] * grid[1], 64))
-    return SimpleNamespace(query=query, key_grid=grid)
+    return SimpleNamespace(query=query, key_grid=grid, needs_grad=False)
+
+
+@pytest.fixture(autouse=True)
+def processor_without_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the choice of a kernel not depend on the processor that runs the tests."""
+    monkeypatch.setattr(attention_kernels, "products_are_faster", lambda: False)
 
 
 @pytest.mark.parametrize("grid, fits", [((64, 64), True), ((14, 14), True), ((96, 96), True), ((97, 96), False)])
@@ -102,6 +109,30 @@ def test_a_cpu_without_matrix_instructions_attends_in_float32(monkeypatch: pytes
     }
     assert names.pop(("cpu", torch.bfloat16)) == "bias in float32"
     assert "bias in float32" not in names.values()
+
+
+def test_where_products_are_faster_attention_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "products_are_faster", lambda: True)
+    unfused = {
+        (device, dtype, side)
+        for device in ("cpu", "cuda")
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+        for side in (14, 32)
+        if choose_kernel(describe(device, dtype, (side, side)), "sdpa").name == "unfused"
+    }
+    assert unfused == {("cpu", torch.bfloat16, 32), ("cpu", torch.float32, 32)}
+    training = describe("cpu", torch.float32, (32, 32))
+    training.needs_grad = True
+    assert choose_kernel(training, "sdpa").name == "bias"
+
+
+@pytest.mark.parametrize("kernel_name", ["unfused", "bias in float32"])
+def test_memory_of_narrow_inputs_holds_wide_scores(kernel_name: str) -> None:
+    """The memory has the dtype of the inputs, which a kernel that computes in float32 has to reinterpret."""
+    inputs = make_inputs((6, 6), dim=64)._replace(scaling=0.125)
+    exact = by_definition(inputs)
+    output = attend_with_kernel(inputs.to(torch.bfloat16), KERNELS[kernel_name])
+    assert (output.double() - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize(
