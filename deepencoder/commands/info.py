@@ -59,7 +59,7 @@ def info(
         console.print(_describe_outputs(config), soft_wrap=True)
         if measured:
             costs = f"Time and memory of a page on {MEASURED_ON}, without the weights; gundam with 6 tiles."
-            console.print(costs, soft_wrap=True)
+            console.print(f"{costs} deepencoder benchmark measures this machine.", soft_wrap=True)
         where = "processor.get_token_layout(height, width) says where each token lies on the page; see docs/tokens.md."
         console.print(where, soft_wrap=True)
 
