@@ -30,8 +30,8 @@ from .commands.terminal import lenient_output, make_console
 __all__ = ["app", "main"]
 
 # Importing transformers imports torchao, which logs that it cannot load CUDA kernels, and which registers enums with
-# torch's pytree in a way that is deprecated.
-CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
+# torch's pytree in a way that is deprecated. The last one warns of slow dtypes; commands do that in their own words.
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "transformers.deepencoder.precision")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ..processing.images import image_formats, to_rgb
+from ..processing.images import image_formats, to_rgb, turn_upright
 
 __all__ = [
     "FailedPage",
@@ -150,7 +150,7 @@ class ImagePage(Page):
             if 0 in image.size:
                 raise PageError(f"it has {image.width} x {image.height} pixels")
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(turn_upright(image))
 
     def _open_encoded(self) -> str | BytesIO:
         """Return what Pillow opens: the file's path, or the encoded image in memory."""

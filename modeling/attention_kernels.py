@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
 from .attention import AttentionInputs, relative_position_scores
+from .attention_training import can_recompute, recomputed_attention
 from .memory_budgets import MemoryBudgets
 from .onednn import linear, products_are_faster
 
@@ -46,6 +47,7 @@ class AttentionKernel:
             `elements_per_query` elements of each query, or None.
         reuses_memory (`bool`): whether `attend` uses that argument.
         compute_dtype (`torch.dtype`, *optional*): the dtype to which narrower inputs are converted.
+        attend_in_blocks (*optional*): computes all blocks of a budget by itself, and returns what `attend` returns.
     """
 
     name: str
@@ -56,6 +58,7 @@ class AttentionKernel:
     attend: Callable[[AttentionInputs, torch.Tensor | None], torch.Tensor]
     reuses_memory: bool = False
     compute_dtype: torch.dtype | None = None
+    attend_in_blocks: Callable[[AttentionInputs, int | None], torch.Tensor] | None = None
 
 
 def augmented_attention(inputs: AttentionInputs, memory: torch.Tensor | None = None) -> torch.Tensor:
@@ -184,6 +187,16 @@ def _suits_float32(inputs: AttentionInputs) -> bool:
     return inputs.query.device.type == "cpu" and attends_slowly_in(inputs.query.dtype)
 
 
+def _suits_recomputed(inputs: AttentionInputs) -> bool:
+    dtype = inputs.query.dtype
+    suits = dtype in (torch.float32, torch.float64) or attends_slowly_in(dtype)
+    return inputs.query.device.type == "cpu" and suits and can_recompute(inputs)
+
+
+def _recomputed_budget(inputs: AttentionInputs, budgets: MemoryBudgets, needs_grad: bool) -> int:
+    return budgets.recomputed_block_per_thread * torch.get_num_threads()
+
+
 def _suits_augmented(inputs: AttentionInputs) -> bool:
     """Augmented queries must fit a flash kernel, and products must be cheaper than the sums of a bias.
 
@@ -222,6 +235,16 @@ def _bias_budget(inputs: AttentionInputs, budgets: MemoryBudgets, needs_grad: bo
 
 
 ATTENTION_KERNELS: tuple[AttentionKernel, ...] = (
+    AttentionKernel(
+        name="recomputed",
+        implementation="sdpa",
+        suits=_suits_recomputed,
+        elements_per_query=_bias_elements,
+        budget=_recomputed_budget,
+        attend=lambda inputs, memory: recomputed_attention(inputs),
+        compute_dtype=torch.float32,
+        attend_in_blocks=recomputed_attention,
+    ),
     AttentionKernel(
         name="unfused",
         implementation="sdpa",

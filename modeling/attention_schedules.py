@@ -103,7 +103,10 @@ def _attend_in_blocks(inputs: AttentionInputs, kernel: AttentionKernel, budgets:
     """Attend in the dtype of the inputs, by the schedule that suits them."""
     needs_grad = inputs.needs_grad
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    blocks = cut_blocks(inputs, kernel, kernel.budget(inputs, budgets, needs_grad))
+    budget = kernel.budget(inputs, budgets, needs_grad)
+    if kernel.attend_in_blocks is not None:
+        return _heads_last(kernel.attend_in_blocks(inputs, budget), batch_is_known=True)
+    blocks = cut_blocks(inputs, kernel, budget)
     if inputs.query.device.type == "cpu" and not (needs_grad or in_graph):
         return _attend_in_place(inputs, kernel, blocks)
     batch_is_known = isinstance(inputs.query.shape[0], int)

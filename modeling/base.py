@@ -14,12 +14,25 @@ from transformers.utils import CONFIG_NAME
 from ..configuration.package_services import call_service
 from ..configuration.remote_code import flat_name, register_remote_code, settle_auto_map
 from .quantization import check_saves_again, loads_again
+from .slow_dtypes import warn_if_slow
 
 __all__ = ["DeepEncoderPreTrainedModel"]
 
 
 class DeepEncoderPreTrainedModel(PreTrainedModel):
     """Base class of the models in this package."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as transformers' `from_pretrained` does.
+
+        It warns once if the model will run on a CPU without instructions for its dtype.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        warn_if_slow(
+            loaded[0] if isinstance(loaded, tuple) else loaded
+        )  # The other one holds facts about the loading.
+        return loaded
 
     @classmethod
     def from_original(cls, source: str | Path, **kwargs: Any) -> Any:

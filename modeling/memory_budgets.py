@@ -30,7 +30,10 @@ class MemoryBudgets:
         bias_block: position bias of a block of attention on a CPU, for up to 1024 queries. It stays in the cache.
         long_bias_block: the same for more queries, so that each thread has several blocks of 256 queries to work on.
         bias_block_per_thread: at least this much for each thread, in eager mode.
-        large_bias_block: position bias of a block on other devices and in training, where few large steps are faster.
+        recomputed_block_per_thread: attention scores of a block in training on a CPU, for each thread. The backward
+            pass holds as many gradients of scores beside them.
+        large_bias_block: position bias of a block on other devices, and on a CPU in training with dropout, where few
+            large steps are faster.
         unfused_block: scores and weights of a block of unfused attention: 512 queries of 4096 keys in float32.
         augmented_block: augmented queries of a block on a CPU, which has as many keys and values beside them.
         converted_attention: queries, keys, values and output of images that are converted to another dtype together.
@@ -45,6 +48,7 @@ class MemoryBudgets:
     bias_block: int = 8 * MIB
     long_bias_block: int = 24 * MIB
     bias_block_per_thread: int = 4 * MIB
+    recomputed_block_per_thread: int = 2 * MIB
     large_bias_block: int = 64 * MIB
     unfused_block: int = 16 * MIB
     augmented_block: int = 4 * MIB

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
 from .downloads import download
 
-__all__ = ["flatten_images", "image_formats", "to_rgb"]
+__all__ = ["flatten_images", "image_formats", "to_rgb", "turn_upright"]
 
 CHANNELS = (1, 2, 3, 4)
 PILLOW_FORMATS = frozenset(
@@ -29,6 +29,9 @@ PILLOW_FORMATS = frozenset(
 )
 """The formats of Pillow that it decodes itself. EPS is handed to an external program, IPTC may hold any other format
 (EPS, too), and the rest of Pillow's formats are only identified."""
+
+PLAIN_FORMATS = frozenset({"JPEG", "PNG"})
+"""Formats whose image, once decoded, no longer needs its file. Those with several frames may read it again."""
 
 
 def image_formats() -> list[str]:
@@ -117,6 +120,18 @@ def _open(name: str, label: str) -> Image.Image:
         raise ValueError(f"{label} could not be opened: {error}") from error
 
 
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation of an image that was opened from a file and decoded.
+
+    `ImageOps.exif_transpose` copies an image that has none, which costs as much as decoding it.
+    """
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    has_frames = getattr(image, "is_animated", False)
+    if image.format in PLAIN_FORMATS and not has_frames and orientation not in range(2, 9):
+        return image
+    return ImageOps.exif_transpose(image)
+
+
 def _decode(image: Image.Image, label: str, from_file: bool = False) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"{label} must not be empty, got {image.width} x {image.height} pixels.")
@@ -126,7 +141,7 @@ def _decode(image: Image.Image, label: str, from_file: bool = False) -> Image.Im
     try:
         image.load()
         if from_file:
-            image = ImageOps.exif_transpose(image)
+            image = turn_upright(image)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # This gives the same colours and avoids a warning of Pillow.
         if image.mode != "RGB" and image.mode != "F" and not image.mode.startswith("I"):

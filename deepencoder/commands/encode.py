@@ -241,9 +241,13 @@ class EncodeOptions:
     mode: ModeOption = None
     device: DeviceOption = None
     runtime: RuntimeOption = None
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")] = (
-        Dtype.auto
-    )
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="Dtype in which the model computes; auto is the dtype of the checkpoint, or float32 on a CPU without "
+            "instructions for that."
+        ),
+    ] = Dtype.auto
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.safetensors", help="Write the features to FILE.safetensors."),

@@ -80,7 +80,11 @@ class ExtractOptions:
         KeptDtype, typer.Option(help="Dtype in which features are kept; bfloat16 is stored as float32.")
     ] = KeptDtype("float16")
     model_dtype: Annotated[
-        Dtype, typer.Option(help="Dtype in which the model computes; auto is the dtype of the checkpoint.")
+        Dtype,
+        typer.Option(
+            help="Dtype in which the model computes; auto is the dtype of the checkpoint, or float32 on a CPU without "
+            "instructions for that."
+        ),
     ] = Dtype.auto
     vector_pool: Annotated[
         int, typer.Option(min=1, help="Side of a cell of multi_vector, in tokens; each cell becomes one vector.")

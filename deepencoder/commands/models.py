@@ -113,17 +113,23 @@ def pick_device(device: str | None) -> "torch.device":
 def load_model(source: Source | None, dtype: Dtype, device: "torch.device", runtime: Runtime | None = None) -> Any:
     """Load a [`DeepEncoder`], ready for inference on a device; the demo model for None.
 
-    With a runtime other than torch, and for a folder of exported graphs, it is an [`ExportedDeepEncoder`].
+    With a runtime other than torch, and for a folder of exported graphs, it is an [`ExportedDeepEncoder`]. With
+    `Dtype.auto` torch computes in the dtype of the checkpoint, or in float32 on a CPU without instructions for that.
     """
     if runtime_of(source, runtime) != "torch":
         return _load_exported(source, dtype, device, runtime)
-    model = _load_deepencoder(source, dtype).to(device).eval()
-    if dtype is Dtype.auto and device.type == "cpu" and _is_slow_here(model.dtype):
+    import torch
+
+    from ..modeling.slow_dtypes import is_slow_here
+
+    model = _load_deepencoder(source, dtype)
+    if dtype is Dtype.auto and is_slow_here(model.dtype, device):
         print_warning(
-            f"This processor has no instructions for the model's {str(model.dtype).removeprefix('torch.')}: "
-            "float32 (--dtype of encode, --model-dtype of extract) is several times faster."
+            f"This processor has no instructions for the model's {str(model.dtype).removeprefix('torch.')}: computing "
+            "in float32 (--dtype of encode and --model-dtype of extract choose another dtype)."
         )
-    return model
+        model = model.to(torch.float32)
+    return model.to(device).eval()
 
 
 def runtime_of(source: Source | None, runtime: Runtime | None) -> str:
@@ -152,17 +158,6 @@ def _load_exported(source: Source | None, dtype: Dtype, device: "torch.device", 
     options: dict[str, Any] = {"revision": source.revision, "full_download": source.full_download}
     with reported_as(f"--model {source.model!r} cannot be loaded", ImportError, OSError, ValueError):
         return ExportedDeepEncoder.from_pretrained(source.model, runtime=name, dtype=dtype.value, **options)
-
-
-def _is_slow_here(dtype: "torch.dtype") -> bool:
-    """Whether this processor is known to lack instructions for a 16-bit dtype; see `benchmarks/precision.py`."""
-    import torch
-
-    instructions = {torch.bfloat16: {"amx_bf16", "avx512_bf16"}, torch.float16: {"amx_fp16", "avx512_fp16"}}
-    wanted = instructions.get(dtype)
-    # Older versions of torch lack this function.
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return wanted is not None and found.get("architecture") == "x86_64" and not any(map(found.get, wanted))
 
 
 def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:

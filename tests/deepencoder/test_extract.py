@@ -17,6 +17,7 @@ import torch
 
 from deepencoder import DeepEncoder, DeepEncoderImageProcessor
 from deepencoder.extraction import models
+from deepencoder.modeling import slow_dtypes
 
 from ..conftest import ROOT
 from ..conversion.samples import build, layout_of
@@ -230,27 +231,32 @@ def test_mistakes_are_one_line(cli: Any, arguments: list[str], words: list[str],
     assert all(places.get(word, word) in errors[0] for word in words), err
 
 
-def test_half_precision_that_is_slow_here_is_told(
-    cli: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slow", [True, False])
+def test_half_precision_that_is_slow_here_is_computed_in_float32(
+    slow: bool, cli: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages, half = write_pictures(tmp_path / "pages", 1), tmp_path / "half"
     DeepEncoder.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(half)
-    units: dict[str, Any] = {"architecture": "x86_64", "amx_bf16": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    monkeypatch.setattr(slow_dtypes, "_slow_dtypes", lambda: frozenset({torch.bfloat16} if slow else ()))
+    used: list[torch.dtype] = []
+    forward = DeepEncoder.forward
 
-    def says_so(name: str, *options: Any) -> bool:
+    def note_dtype(self: Any, *args: Any, **kwargs: Any) -> Any:
+        used.append(self.dtype)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(DeepEncoder, "forward", note_dtype)
+
+    def extract(name: str, *options: Any) -> tuple[torch.dtype, int]:
         code, _, err = cli("extract", pages, "-o", tmp_path / name, "--device", "cpu", "--workers", "0", *options)
         assert code == 0, err
-        return "--model-dtype of extract) is several times faster" in err
+        return used[-1], err.count("no instructions for")
 
-    assert says_so("a", "--model", half)
-    assert not says_so("b", "--model", model)
-    assert not says_so("c", "--model", half, "--model-dtype", "bfloat16")  # the user chose the dtype
-    for name in ("amx_bf16", "avx512_bf16"):
-        assert not units.get(name)
-        units[name] = True
-        assert not says_so(f"with {name}", "--model", half)
-        units[name] = False
+    computed = torch.float32 if slow else torch.bfloat16
+    assert extract("a", "--model", half) == (computed, int(slow))
+    assert extract("b", "--model", model) == (torch.float32, 0)
+    # The user chose the dtype:
+    assert extract("c", "--model", half, "--model-dtype", "bfloat16") == (torch.bfloat16, 0)
 
 
 def test_changed_settings_are_told(cli: Any, model: Path, tmp_path: Path) -> None:

@@ -58,16 +58,13 @@ def test_kernels_are_as_exact_as_a_bias_in_half_precision(
 ) -> None:
     inputs = make_inputs(grid, dim=64)._replace(scaling=0.125)
     exact, half = by_definition(inputs), inputs.to(dtype)
-    errors = [
-        (attend(half, None).transpose(1, 2).double() - exact).norm().item()
-        for attend in (kernel.attend, KERNELS["bias"].attend)
-    ]
+    errors = [(attend_with_kernel(half, some).double() - exact).norm().item() for some in (kernel, KERNELS["bias"])]
     assert errors[0] < 1.05 * errors[1] and errors[1] < 0.1 * exact.norm()
 
 
-@every_kernel
-def test_kernels_pass_dropout_on(kernel: AttentionKernel) -> None:
-    inputs = make_inputs((4, 4))
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "recomputed"])
+def test_kernels_pass_dropout_on(name: str) -> None:
+    kernel, inputs = KERNELS[name], make_inputs((4, 4))
     plain, dropped = (kernel.attend(inputs._replace(dropout=rate), None) for rate in (0.0, 0.5))
     assert not torch.allclose(plain, dropped)
 
@@ -122,7 +119,7 @@ def test_where_products_are_faster_attention_is_not_fused(monkeypatch: pytest.Mo
     }
     assert unfused == {("cpu", torch.bfloat16, 32), ("cpu", torch.float32, 32)}
     training = describe("cpu", torch.float32, (32, 32))
-    training.needs_grad = True
+    training.needs_grad, training.dropout = True, 0.5
     assert choose_kernel(training, "sdpa").name == "bias"
 
 

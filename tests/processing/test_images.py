@@ -1,6 +1,7 @@
 """Which inputs are images, what their pixels are, and which inputs are refused."""
 
 import base64
+import pickle
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from deepencoder.processing.images import flatten_images, image_formats, to_rgb
 
@@ -94,6 +95,25 @@ def test_other_dtypes() -> None:
     assert np.array_equal(as_array(GREY > 100)[..., 0], (GREY > 100) * 255)
     assert as_array(torch.rand(3, 4, 5).bfloat16()).shape == (4, 5, 3)
     assert np.array_equal(as_array(Image.fromarray(GREY.astype(np.float32)))[..., 0], GREY)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".webp", ".gif"])
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("orientation", [None, 1, 3])
+def test_an_image_outlives_its_file(suffix: str, frames: int, orientation: int | None, tmp_path: Path) -> None:
+    path, exif = tmp_path / f"image{suffix}", Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    pages = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    several = {} if frames == 1 or suffix == ".jpg" else {"save_all": True, "append_images": pages[1:]}
+    pages[0].save(path, exif=exif, **several)
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    image = to_rgb(path)
+    path.unlink()
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
+    assert np.array_equal(np.asarray(image.resize((7, 5))), np.asarray(Image.fromarray(expected).resize((7, 5))))
+    assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(image))), expected)
 
 
 def test_orientation_is_honoured_for_files_only(tmp_path: Path) -> None:

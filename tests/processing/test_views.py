@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from transformers.image_utils import PILImageResampling
 
+from deepencoder.processing import views
 from deepencoder.processing.normalization import Normalization
-from deepencoder.processing.views import make_global_views, make_tiles
+from deepencoder.processing.views import make_global_views, make_tiles, resize_planes
 
 NORMALIZATION = Normalization.from_fields(True, 1 / 255, True, 0.5, 0.5)
 BICUBIC = PILImageResampling.BICUBIC
@@ -41,3 +42,37 @@ def test_tiles_are_cut_row_by_row(normalization: Normalization | None) -> None:
             expected = pixels[:, top : top + 8, left : left + 8]
             found = tiles[first + index]
             assert np.allclose(found, expected if normalization is None else expected / 127.5 - 1, atol=1e-6)
+
+
+def make_page(kind: str) -> Image.Image:
+    """A grey page, one in colour, or a grey page with a single pixel in colour beside those of the sample."""
+    pixels = RNG.integers(0, 256, (301, 417, 1), dtype=np.uint8).repeat(3, axis=2)
+    if kind == "colour":
+        pixels[..., 1] //= 2
+    if kind == "one pixel":
+        pixels[150, 201] = (9, 9, 10)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "one pixel"])
+@pytest.mark.parametrize("resample", list(PILImageResampling), ids=lambda resample: resample.name)
+@pytest.mark.parametrize("size", [(64, 90), (600, 100), (417, 301)], ids=str)
+def test_grey_pages_have_the_pixels_of_pages_in_colour(
+    kind: str, resample: PILImageResampling, size: tuple[int, int]
+) -> None:
+    page = make_page(kind)
+    expected = np.asarray(page.resize(size, resample)).transpose(2, 0, 1)
+    assert np.array_equal(np.stack(resize_planes(page, size, resample)), expected)
+
+
+@pytest.mark.parametrize(("kind", "bands"), [("grey", ["L"]), ("colour", ["RGB"]), ("one pixel", ["RGB"])])
+def test_one_channel_of_grey_pages_is_resized(kind: str, bands: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    page, resized, resize = make_page(kind), [], Image.Image.resize
+
+    def note(self: Image.Image, size: tuple[int, int], *args: object, **kwargs: object) -> Image.Image:
+        resized.append((self.mode, size))
+        return resize(self, size, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", note)
+    make_global_views([page], (32, 32), BICUBIC, None, None)
+    assert [mode for mode, size in resized if size != (views.SAMPLE, views.SAMPLE)] == bands
