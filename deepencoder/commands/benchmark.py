@@ -35,7 +35,7 @@ def benchmark(
     console, progress = make_console(), make_console(stderr=True)
     count = threads or torch.get_num_threads()
     with progress.status("starting") as status:
-        found = list(measure_ways(config, size, count, report=status.update))
+        found = measure_ways(config, size, count, report=status.update)
     print_results(console, found, scale_to_published_model(config, size), size, count)
 
 
@@ -66,7 +66,9 @@ def print_results(console: Any, found: list[Any], scale: float, size: int, threa
 
 
 def _make_table(found: list[Any], scale: float) -> Table:
-    table = Table("way", "part", "its loading", "its memory", "error", "whole model, about", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("way", "part", "its loading", "its memory", "error", "whole, about"):
+        table.add_column(heading, no_wrap=True)
     for measured in sorted((row for row in found if row.seconds is not None), key=lambda row: row.seconds):
         table.add_row(
             measured.way.title,

@@ -6,8 +6,9 @@ operations, so it is no measurement.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ __all__ = ["SIDE", "Measured", "measure_ways", "part_of_published_model", "scale
 
 SIDE = 640
 MIN_SECONDS = 1.0  # Each way runs for at least this long,
-MIN_RUNS = 3  # and at least this often.
+MIN_RUNS = 5  # and at least this often.
 
 
 def part_of_published_model() -> Any:
@@ -49,7 +50,7 @@ class Measured:
 
     Args:
         way: the way.
-        seconds: the median time of a page; None if it could not run.
+        seconds: the shortest time of a page; None if it could not run.
         load_seconds: the time of loading the model.
         peak_bytes: the memory of the model and of a page; None where the system does not tell.
         error: relative error of the fused tokens, to those of torch in float32.
@@ -64,18 +65,47 @@ class Measured:
     problem: str | None = None
 
 
-def _measure(way: Way, folder: Path, side: int, threads: int, expected: np.ndarray | None) -> tuple[Measured, Any]:
-    """Measure one way; return it, and the fused tokens."""
-    with Trial(way.opener, way.imported, folder=str(folder), sides=[side], threads=threads, **way.arguments) as trial:
-        loaded = trial.open()
-        trial.take({"pixel_values": folder / "pixels.npy"})
-        peak = trial.run()["peak_bytes"]  # The first run, which is not timed, compiles or fills caches.
-        times: list[float] = []
-        while len(times) < MIN_RUNS or sum(times) < MIN_SECONDS:
-            times.append(trial.run()["seconds"])
-        tokens = trial.save(folder / "output.npz")["last_hidden_state"]
-    error = None if expected is None else relative_error(tokens, expected)
-    return Measured(way, float(np.median(times)), loaded["seconds"], peak, error), tokens
+@dataclass
+class _Running:
+    """A way whose process runs, and what is known of it so far."""
+
+    trial: Trial
+    load_seconds: float
+    peak_bytes: int | None
+    tokens: np.ndarray
+    times: list[float] = field(default_factory=list)
+
+
+def _start(way: Way, trial: Trial, folder: Path) -> _Running:
+    """Load a way and run it once. The first run, which compiles or fills caches, is not timed."""
+    loaded = trial.open()
+    trial.take({"pixel_values": folder / "pixels.npy"})
+    peak = trial.run()["peak_bytes"]
+    return _Running(trial, loaded["seconds"], peak, trial.save(folder / "output.npz")["last_hidden_state"])
+
+
+def _run_in_turns(ways: dict[Way, _Running], problems: dict[Way, str]) -> None:
+    """Time the ways in turns, so that something else on the machine disturbs all of them alike."""
+    while True:
+        waiting = {
+            way: running
+            for way, running in ways.items()
+            if way not in problems and (len(running.times) < MIN_RUNS or sum(running.times) < MIN_SECONDS)
+        }
+        if not waiting:
+            return
+        for way, running in waiting.items():
+            try:
+                running.times.append(running.trial.run()["seconds"])
+            except TrialError as failure:
+                problems[way] = str(failure)
+
+
+def _conclude(way: Way, running: dict[Way, _Running]) -> Measured:
+    """Return what was measured of a way. The way that was started first is what the others are compared with."""
+    found, reference = running[way], next(iter(running.values()))
+    error = None if found is reference else relative_error(found.tokens, reference.tokens)
+    return Measured(way, min(found.times), found.load_seconds, found.peak_bytes, error)
 
 
 def _prepare(config: Any, folder: Path, side: int, formats: Sequence[str]) -> None:
@@ -95,8 +125,8 @@ def measure_ways(
     threads: int,
     ways: Sequence[Way] = WAYS,
     report: Callable[[str], None] = lambda text: None,
-) -> Iterator[Measured]:
-    """Measure the ways one after the other, each in a process of its own.
+) -> list[Measured]:
+    """Measure the ways in turns, each in a process of its own.
 
     Args:
         config (`DeepEncoderConfig`): the model, which gets random weights.
@@ -105,21 +135,21 @@ def measure_ways(
         ways: the ways to measure. Those whose packages are not installed have a `problem`.
         report: called with what is done next.
     """
-    formats = sorted({way.format for way in ways if way.format and not way.missing})
-    with tempfile.TemporaryDirectory() as name:
+    problems = {way: f"not installed: pip install {' '.join(way.packages)}" for way in ways if way.missing}
+    formats = sorted({way.format for way in ways if way.format and way not in problems})
+    running: dict[Way, _Running] = {}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         report("exporting a part of the model" if formats else "writing a part of the model")
         _prepare(config, folder, side, formats)
-        expected: np.ndarray | None = None
-        for way in ways:
-            if way.missing:
-                yield Measured(way, problem=f"not installed: pip install {' '.join(way.packages)}")
-                continue
-            report(way.title)
+        for way in (way for way in ways if way not in problems):
+            report(f"loading {way.title}")
+            arguments: dict[str, Any] = {"folder": str(folder), "sides": [side], "threads": threads} | way.arguments
+            trial = stack.enter_context(Trial(way.opener, way.imported, **arguments))
             try:
-                measured, tokens = _measure(way, folder, side, threads, expected)
+                running[way] = _start(way, trial, folder)
             except TrialError as failure:
-                yield Measured(way, problem=str(failure))
-                continue
-            expected = tokens if expected is None else expected
-            yield measured
+                problems[way] = str(failure)
+        report("running all in turns")
+        _run_in_turns(running, problems)
+    return [Measured(way, problem=problems[way]) if way in problems else _conclude(way, running) for way in ways]
