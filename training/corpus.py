@@ -42,6 +42,7 @@ class Stage:
         pair_side: side of these pages in pixels.
         pairs_every: one batch in so many is a batch of pairs; 0 is none.
         empty_weight: weight of an empty slot in the loss; see [`slot_loss`].
+        aligns: whether tokens may put their text into slots as they like; see [`alignment_loss`].
     """
 
     steps: int
@@ -55,6 +56,7 @@ class Stage:
     pair_side: int = 256
     pairs_every: int = 0
     empty_weight: float = 1.0
+    aligns: bool = True
 
 
 def make_batch(pages: list[Page]) -> dict[str, torch.Tensor]:
@@ -117,7 +119,7 @@ class Batches(Dataset):
             batch = make_batch(self._draw_pairs(number, stage)) | {"has_pairs": torch.tensor(True)}
         else:
             batch = make_batch(self._cut_crops(number, index, stage)) | {"has_pairs": torch.tensor(False)}
-        return batch | {"empty_weight": torch.tensor(stage.empty_weight)}
+        return batch | {"empty_weight": torch.tensor(stage.empty_weight), "aligns": torch.tensor(stage.aligns)}
 
     def _cut_crops(self, number: int, index: int, stage: Stage) -> list[Page]:
         choose = np.random.default_rng((self.seed, number))

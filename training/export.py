@@ -28,7 +28,7 @@ def export(run: Path, folder: Path, checkpoint: str = "checkpoint.pt", weights: 
     folder.mkdir(parents=True, exist_ok=True)
     reader.encoder.half().save_pretrained(folder)
     side = reader.encoder.config.sam_config.image_size
-    DeepEncoderImageProcessor(mode="small", size={"height": side, "width": side}).save_pretrained(folder)
+    DeepEncoderImageProcessor(mode="small", do_pad=True, size={"height": side, "width": side}).save_pretrained(folder)
     tensors = {name: tensor.half() for name, tensor in reader.head.state_dict().items()}
     tensors |= {PATCH_READER + name: tensor.half() for name, tensor in reader.read_patches.state_dict().items()}
     save_file(tensors, folder / HEAD, metadata={"format": "pt", "steps": str(saved["step"])})

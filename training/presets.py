@@ -38,20 +38,20 @@ class Preset:
 
 
 PRESETS = {
-    "try": Preset((Stage(40, 128, 8, (24, 48), varied=False, empty_weight=0.03),), warmup=10),
+    "try": Preset((Stage(40, 128, 8, (24, 48), varied=False, empty_weight=0.03, aligns=False),), warmup=10),
     "cpu": Preset(
         (
-            Stage(500, 128, 64, (28, 44), varied=False, empty_weight=0.03),
-            Stage(400, 128, 64, (28, 44), varied=False),
-            Stage(900, 128, 64, (20, 44), damage=0.2),
-            Stage(1200, 256, 16, (18, 40), damage=0.3, pairs=12, pairs_every=6),
-            Stage(100000, 256, 16, (16, 40), damage=0.4, pairs=6, pair_side=512, pairs_every=5),
+            Stage(500, 128, 64, (28, 44), varied=False, empty_weight=0.03, aligns=False),
+            Stage(400, 128, 64, (28, 44), varied=False, aligns=False),
+            Stage(700, 128, 96, (20, 44), damage=0.2, new_pages=6),
+            Stage(900, 256, 24, (18, 40), damage=0.3, new_pages=6, pairs=12, pairs_every=6),
+            Stage(100000, 256, 24, (16, 40), damage=0.4, new_pages=6, pairs=6, pair_side=512, pairs_every=5),
         ),
         warmup=60,
     ),
     "gpu": Preset(
         (
-            Stage(1000, 128, 512, (24, 48), varied=False, empty_weight=0.03),
+            Stage(1000, 128, 512, (24, 48), varied=False, empty_weight=0.03, aligns=False),
             Stage(6000, 256, 256, (14, 44), damage=0.3, pairs=64, pairs_every=4),
             Stage(8000, 512, 96, (11, 40), damage=0.7, pairs=48, pair_side=512, pairs_every=3),
             Stage(1500, 512, 96, (11, 36), damage=0.7, pairs=16, pair_side=1024, pairs_every=2),

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, gelu, normalize
 
 from deepencoder import ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoderConfig
 
+from .alignment import alignment_loss
 from .alphabet import ALPHABET
 from .pages import REGIONS
 from .starting_weights import start_weights
@@ -154,6 +155,7 @@ class ReadingObjective(nn.Module):
         page_side: int = 0,
         has_pairs: bool = False,
         empty_weight: float = 1.0,
+        aligns: bool = True,
     ) -> dict[str, torch.Tensor]:
         """Compute the losses.
 
@@ -166,11 +168,12 @@ class ReadingObjective(nn.Module):
                 whole pages.
             has_pairs: whether to compute the pair loss.
             empty_weight: weight of an empty slot; see [`slot_loss`].
+            aligns: whether to compute the loss of the tokens' texts.
         """
         if page_side:
             tables = crop_position_tables(self.encoder, pixels.shape[-1], page_side)
             tables = {f"encoder.{name}": table for name, table in tables.items()}
-            return functional_call(self, tables, (pixels, slots, regions, 0, has_pairs, empty_weight))
+            return functional_call(self, tables, (pixels, slots, regions, 0, has_pairs, empty_weight, aligns))
         patches, tokens, pages = self.encode(pixels)
         targets = slots_by_patch(slots)
         patch_logits = self.head.classify(self.head.norm(self.read_patches(group_patches(patches))))
@@ -180,6 +183,9 @@ class ReadingObjective(nn.Module):
             "tokens": slot_loss(token_logits, targets, empty_weight),
             "regions": cross_entropy(self.regions(tokens).flatten(0, 2).float(), regions.flatten()),
         }
+        if aligns:
+            in_order = slots_by_cell(token_logits.float().log_softmax(-1)).flatten(-4, -2)
+            losses["texts"] = alignment_loss(in_order.flatten(0, 2), slots.flatten(3).flatten(0, 2))
         if has_pairs:
             losses["pages"] = pair_loss(pages, self.others.clone())
             self._remember(pages)

@@ -31,7 +31,7 @@ from .reader import PATCHES, ReadingObjective
 
 __all__ = ["Run", "train"]
 
-WEIGHTS = {"patches": 0.5, "tokens": 1.0, "regions": 0.2, "pages": 0.3}
+WEIGHTS = {"patches": 0.5, "tokens": 0.3, "texts": 1.0, "regions": 0.2, "pages": 0.3}
 """Weights of the losses."""
 PAGE_SIDES = (512, 640, 640, 1024)
 """Sides of the pages of which smaller crops are taken to be parts, for their positions."""
@@ -112,7 +112,9 @@ class Run:
         page_side = 0 if pixels.shape[-1] >= min(PAGE_SIDES) else PAGE_SIDES[self.step % len(PAGE_SIDES)]
         with self.accelerator.autocast():
             slots, regions = batch["slots"].to(device), batch["regions"].to(device)
-            losses = self.model(pixels, slots, regions, page_side, has_pairs, float(batch["empty_weight"]))
+            losses = self.model(
+                pixels, slots, regions, page_side, has_pairs, float(batch["empty_weight"]), bool(batch["aligns"])
+            )
         self.accelerator.backward(sum(WEIGHTS[name] * loss for name, loss in losses.items() if name in WEIGHTS))
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
