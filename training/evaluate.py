@@ -17,7 +17,7 @@ from deepencoder import DeepEncoder
 
 from .evaluation import Scores, score_pages
 from .export import load_reader
-from .finding import QUERIES, late_interaction, recall, vectors_of
+from .finding import QUERIES, Vectors, late_interaction, recall, vectors_of
 from .materials import Materials
 from .pages import Page, PageStyle, draw_page
 from .pdf_pages import pdf_squares
@@ -63,32 +63,31 @@ def read_pages(reader: ReadingObjective, folder: str, side: int, count: int) -> 
     return result
 
 
-@torch.no_grad()
-def find_pages(encoder: DeepEncoder, folder: str, count: int) -> dict[str, dict[str, list[float]]]:
-    """Return recall at 1 and at 10 of each kind of query by each kind of vector."""
+def _compare(queries: Vectors, pages: Vectors) -> dict[str, list[float]]:
+    """Return recall at 1 and at 10 by each kind of vector."""
+    mean = pages.tokens.mean((0, 1))  # Tokens share a large mean, which would hide their differences.
+    words, others = (normalize(vectors.tokens - mean, dim=-1) for vectors in (queries, pages))
+    sums, other_sums = (normalize((vectors.tokens - mean).mean(1), dim=-1) for vectors in (queries, pages))
+    return {
+        "pooled vector": recall(queries.pooled @ pages.pooled.T),
+        "mean of the tokens": recall(sums @ other_sums.T),
+        "late interaction": recall(late_interaction(words, others)),
+        "thumbnail": recall(queries.thumbnails @ pages.thumbnails.T),
+    }
+
+
+def find_pages(encoders: dict[str, DeepEncoder], folder: str, count: int) -> Iterator[dict[str, object]]:
+    """Yield recall at 1 and at 10 for each kind of query and each model."""
     materials = Materials(folder, "test")
-
-    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        _, tokens, output = encoder.encode_view(pixels)
-        assert output.pooler_output is not None
-        return output.pooler_output, tokens
-
-    found, result = {}, {}
-    for name, draw in QUERIES.items():
-        found[name] = vectors_of(encode, (draw(number, materials) for number in range(count)))
-    pages = found.pop("page")
-    mean = pages[1].mean((0, 1))  # Tokens share a large mean, which would hide their differences.
-    for name, queries in found.items():
-        words, others = (normalize(tokens - mean, dim=-1) for tokens in (queries[1], pages[1]))
-        sums = (normalize((tokens - mean).mean(1), dim=-1) for tokens in (queries[1], pages[1]))
-        first, second = sums
-        result[name] = {
-            "pooled vector": recall(queries[0] @ pages[0].T),
-            "mean of the tokens": recall(first @ second.T),
-            "late interaction": recall(late_interaction(words, others)),
-            "thumbnail": recall(queries[2] @ pages[2].T),
-        }
-    return result
+    pages: dict[str, Vectors] = {}
+    for kind, draw in QUERIES.items():
+        images = [draw(number, materials) for number in range(count)]
+        for name, encoder in encoders.items():
+            vectors = vectors_of(encoder, images)
+            if name in pages:
+                yield {"query": kind, "model": name, **_compare(vectors, pages[name])}
+            else:
+                pages[name] = vectors
 
 
 def main() -> None:
@@ -97,7 +96,6 @@ def main() -> None:
     parser.add_argument("export", type=Path)
     parser.add_argument("--reading", action="store_true", help="Evaluate reading.")
     parser.add_argument("--finding", action="store_true", help="Evaluate finding.")
-    parser.add_argument("--random", action="store_true", help="Evaluate finding with random weights, too.")
     parser.add_argument("--side", type=int, default=640, help="Side of the pages that are read, in pixels.")
     parser.add_argument("--pages", type=int, default=12, help="Pages to read for each size of print.")
     parser.add_argument("--searched", type=int, default=1000, help="Pages to search.")
@@ -106,11 +104,10 @@ def main() -> None:
     if options.reading:
         print(json.dumps(read_pages(reader, options.materials, options.side, options.pages), indent=1), flush=True)
     if options.finding:
-        print(json.dumps(find_pages(reader.encoder, options.materials, options.searched), indent=1), flush=True)
-    if options.random:
         torch.manual_seed(0)
-        encoder = DeepEncoder(reader.encoder.config).eval()
-        print(json.dumps(find_pages(encoder, options.materials, options.searched), indent=1))
+        encoders = {"page reader": reader.encoder, "random weights": DeepEncoder(reader.encoder.config).eval()}
+        for result in find_pages(encoders, options.materials, options.searched):
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

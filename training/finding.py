@@ -5,18 +5,21 @@ font and layout. The pages that are searched are clean, and of texts and fonts t
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch.nn.functional import normalize
 
+from deepencoder import DeepEncoder
+
 from .damage import damage_page
 from .materials import Materials
 from .pages import Page, PageStyle, draw_page
 
-__all__ = ["QUERIES", "late_interaction", "photograph", "recall", "thumbnail", "vectors_of"]
+__all__ = ["QUERIES", "Vectors", "late_interaction", "photograph", "recall", "thumbnail", "vectors_of"]
 
 SIDE = 512
 """Side of the pages in pixels."""
@@ -80,19 +83,33 @@ def thumbnail(image: Image.Image, side: int = 32) -> np.ndarray:
     return pixels - pixels.mean()
 
 
-def vectors_of(
-    encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], images: Iterable[Image.Image]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return page vectors `(n, d)`, normalised, tokens `(n, t, p)`, and thumbnails `(n, s)`, normalised, of pages."""
-    pooled, tokens, small = [], [], []
-    for image in images:
-        small.append(torch.from_numpy(thumbnail(image)))
-        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        vector, parts = encode(pixels)
-        pooled.append(vector[0].float())
-        tokens.append(parts.flatten(0, -2))
-    words = torch.stack(tokens).float()
-    return normalize(torch.stack(pooled), dim=-1), words, normalize(torch.stack(small), dim=-1)
+class Vectors(NamedTuple):
+    """Vectors of `n` pages.
+
+    Attributes:
+        pooled (`(n, d)`): normalised page vectors.
+        tokens (`(n, t, p)`): vision tokens without newlines and separator.
+        thumbnails (`(n, s)`): normalised thumbnails.
+    """
+
+    pooled: torch.Tensor
+    tokens: torch.Tensor
+    thumbnails: torch.Tensor
+
+
+@torch.no_grad()
+def vectors_of(encoder: DeepEncoder, images: list[Image.Image], batch_size: int = 8) -> Vectors:
+    """Encode pages of one size."""
+    pooled, tokens = [], []
+    for start in range(0, len(images), batch_size):
+        pixels = np.stack([np.asarray(image) for image in images[start : start + batch_size]])
+        # (batch, height, width, 3) -> (batch, 3, height, width)
+        _, parts, output = encoder.encode_view(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        assert output.pooler_output is not None
+        pooled.append(output.pooler_output)
+        tokens.append(parts.flatten(1, 2))
+    small = torch.from_numpy(np.stack([thumbnail(image) for image in images]))
+    return Vectors(normalize(torch.cat(pooled), dim=-1), torch.cat(tokens), normalize(small, dim=-1))
 
 
 def late_interaction(queries: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
