@@ -43,9 +43,9 @@ PRESETS = {
         (
             Stage(500, 128, 64, (28, 44), varied=False, empty_weight=0.03, aligns=False),
             Stage(400, 128, 64, (28, 44), varied=False, aligns=False),
-            Stage(700, 128, 96, (20, 44), damage=0.2, new_pages=6),
-            Stage(900, 256, 24, (18, 40), damage=0.3, new_pages=6, pairs=12, pairs_every=6),
-            Stage(100000, 256, 24, (16, 40), damage=0.4, new_pages=6, pairs=6, pair_side=512, pairs_every=5),
+            Stage(600, 128, 96, (20, 44), damage=0.2, new_pages=6),
+            Stage(500, 256, 24, (20, 40), damage=0.3, new_pages=6, pairs=12, pairs_every=6),
+            Stage(100000, 256, 24, (18, 40), damage=0.3, new_pages=6, pairs=6, pair_side=512, pairs_every=5),
         ),
         warmup=60,
     ),
