@@ -53,12 +53,17 @@ def read_pages(reader: ReadingObjective, folder: str, side: int, count: int) -> 
             by_size[size] = {
                 "characters in a token": round(scores.density(), 1),
                 "accuracy": round(scores.accuracy(), 4),
+                "without edges": round(scores.accuracy(is_inner=True), 4),
                 "example": scores.example,
             }
             for number, tokens in scores.tokens.items():
                 everything.tokens[number] += tokens
                 everything.errors[number] += scores.errors[number]
-        by_density = {f"{low}-{high}": round(everything.accuracy(low, high), 4) for low, high in DENSITIES}
+                everything.inner_errors[number] += scores.inner_errors[number]
+        by_density = {
+            f"{low}-{high}": [round(everything.accuracy(low, high, is_inner), 4) for is_inner in (False, True)]
+            for low, high in DENSITIES
+        }
         result[source] = {"by size of print": by_size, "by characters in a token": by_density}
     return result
 

@@ -59,14 +59,16 @@ def test_perfect_logits_read_the_page(materials: Materials) -> None:
 def test_edit_distance() -> None:
     for one, other, expected in (("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("abc", "ca", 3)):
         assert edit_distance(list(map(ord, one)), list(map(ord, other))) == expected
+    assert edit_distance([1, 3], [1, 2, 3], [True, False, True]) == 0
+    assert edit_distance([1], [1, 2, 3], [True, False, True]) == 1 == edit_distance([1, 2, 4], [1, 2, 3])
 
 
 def test_an_untrained_reader_reads_nothing_right(materials: Materials) -> None:
     torch.manual_seed(0)
     pages = {20: [draw_page(1, materials, PageStyle(128, 128, (20, 20), cut=False, varied=False))]}
     result = evaluate_reading(ReadingObjective().eval(), pages)
-    characters, accuracy = result["20"]
-    assert characters > 2 and accuracy < 0.2
+    characters, accuracy, inner = result["20"]
+    assert characters > 2 and accuracy < 0.2 and inner < 0.5
 
 
 def test_pairs_are_closer_than_others() -> None:
