@@ -35,6 +35,8 @@ WEIGHTS = {"patches": 0.5, "tokens": 0.3, "texts": 1.0, "regions": 0.2, "pages":
 """Weights of the losses."""
 PAGE_SIDES = (512, 640, 640, 1024)
 """Sides of the pages of which smaller crops are taken to be parts, for their positions."""
+LONGEST_STEP = 10.0
+"""Seconds that a step may count for."""
 NOT_MUON = ("position_embedding", "rel_pos", "class_embedding", "patch_embedding", "regions", "classifier")
 """Matrices that AdamW trains: tables, the first layer and the last."""
 
@@ -98,9 +100,9 @@ class Run:
         self.average = {name: tensor.to(accelerator.device) for name, tensor in self.average.items()}
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
 
-    def take_step(self, batch: dict[str, torch.Tensor], share_left: float = 1.0) -> dict[str, torch.Tensor]:
-        """Take a step; `share_left` is 1 before the cooldown and falls to 0."""
-        share = min(self.preset.rate(self.step), share_left)
+    def take_step(self, batch: dict[str, torch.Tensor], share: float = 1.0) -> dict[str, torch.Tensor]:
+        """Take a step with a share of the largest learning rates, or with less where the preset says so."""
+        share = min(self.preset.rate(self.step), share)
         for optimizer, largest in zip(
             self.optimizers, (self.preset.matrix_rate, self.preset.learning_rate), strict=True
         ):
@@ -156,21 +158,27 @@ class Run:
 
 
 class Clock:
-    """The time that a run has: `minutes` from now on, or any time for 0; the last `cooldown` minutes are special."""
+    """The time that a run has: `minutes` of training, or any time for 0; in the last `cooldown` the rate falls.
+
+    A process that is stopped and continued, so that something else can be measured, does not lose this time: a step
+    counts for [`LONGEST_STEP`] seconds at most.
+    """
 
     def __init__(self, minutes: float, cooldown: float) -> None:
-        self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.left = 60 * minutes if minutes else float("inf")
         self.cooldown = 60 * cooldown
+        self.last = time.monotonic()
+
+    def tick(self) -> None:
+        """Count the step that has ended."""
+        now = time.monotonic()
+        self.left -= min(now - self.last, LONGEST_STEP)
+        self.last = now
 
     @property
-    def is_over(self) -> bool:
-        return time.monotonic() >= self.end
-
     def share_left(self) -> float:
-        """Return 1 before the cooldown; in it, the share of it that is left."""
-        if not self.cooldown:
-            return 1.0
-        return min(1.0, max(0.0, (self.end - time.monotonic()) / self.cooldown))
+        """1 before the cooldown; in it, the share of it that is left."""
+        return min(1.0, max(0.0, self.left / self.cooldown)) if self.cooldown else 1.0
 
 
 class Means:
@@ -203,15 +211,13 @@ def train(materials: str, folder: Path, preset: Preset, options: argparse.Namesp
     """Train until the preset's last step, or for `options.minutes`."""
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, preset, Accelerator(mixed_precision=options.mixed_precision, cpu=options.cpu))
-    clock, first_step = Clock(options.minutes, options.cooldown), run.step
+    clock = Clock(options.minutes, options.cooldown)
     means, pages, last = Means(), 0, time.monotonic()
     for batch in make_loader(run, materials, options.workers):
-        if clock.is_over and run.step > first_step:
-            break
-        share_left = clock.share_left()
-        if share_left < 1 and not run.cools:
+        if clock.share_left < 1 and not run.cools:
             run.start_cooldown()
-        means.add(run.take_step(batch, share_left))
+        means.add(run.take_step(batch, options.rate * clock.share_left))
+        clock.tick()
         pages += len(batch["pixels"]) * run.accelerator.num_processes
         if run.step % options.log_every == 0:
             now = time.monotonic()
@@ -223,6 +229,8 @@ def train(materials: str, folder: Path, preset: Preset, options: argparse.Namesp
             if run.step % options.evaluate_every == 0:
                 run.evaluate(materials)
                 last = time.monotonic()
+        if clock.left <= 0:
+            break
     run.save()
     run.evaluate(materials)
 
@@ -237,6 +245,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="Processes that draw pages.")
     parser.add_argument("--minutes", type=float, default=0, help="Stop after so many minutes. 0: at the last step.")
     parser.add_argument("--cooldown", type=float, default=0, help="Minutes at the end in which the rate falls.")
+    parser.add_argument(
+        "--rate", type=float, default=1, help="Share of the largest learning rates, for a run that goes on."
+    )
     parser.add_argument("--log-every", type=int, default=50, help="Steps between lines of the log.")
     parser.add_argument("--save-every", type=int, default=500, help="Steps between checkpoints.")
     parser.add_argument("--evaluate-every", type=int, default=2000, help="Steps between evaluations.")

@@ -12,7 +12,15 @@ from training.train import train
 
 
 def options(**changes: Any) -> argparse.Namespace:
-    defaults = {"mixed_precision": "no", "cpu": True, "workers": 0, "minutes": 0, "cooldown": 0, "log_every": 1}
+    defaults = {
+        "mixed_precision": "no",
+        "cpu": True,
+        "workers": 0,
+        "minutes": 0,
+        "cooldown": 0,
+        "rate": 1,
+        "log_every": 1,
+    }
     return argparse.Namespace(**defaults | {"save_every": 1, "evaluate_every": 1000} | changes)
 
 
@@ -44,12 +52,15 @@ def test_the_learning_rate_grows_stays_and_falls() -> None:
 def test_the_rate_falls_in_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    clock, endless = module.Clock(10, 4), module.Clock(0, 4)
-    for minutes, share in ((0, 1.0), (5, 1.0), (8, 0.5), (9, 0.25), (10, 0.0), (11, 0.0)):
-        now = 1000.0 + 60 * minutes
-        assert clock.share_left() == pytest.approx(share) and clock.is_over == (minutes >= 10)
-    assert endless.share_left() == 1.0 and not endless.is_over
-    assert module.Clock(10, 0).share_left() == 1.0
+    clock, endless = module.Clock(1, 0.5), module.Clock(0, 4)
+    shares = []
+    for seconds in (5, 5, 3600, 10, 10, 10, 10, 10):  # The third step was interrupted for an hour.
+        now += seconds
+        clock.tick()
+        shares.append(clock.share_left)
+    assert shares == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0])
+    endless.tick()
+    assert endless.share_left == 1.0 == module.Clock(10, 0).share_left
 
 
 def test_a_checkpoint_from_before_the_cooldown_is_kept(folder: Path, tmp_path: Path) -> None:
