@@ -1,10 +1,13 @@
 """The batches of the training, in the order of the curriculum.
 
 Unusual: a batch is a function of its number alone. A run that is resumed at batch n therefore sees what it would have
-seen, whatever the number of workers and processes.
+seen, whatever the number of workers and processes. Drawing would take longer than learning on a CPU; so a batch takes
+its crops from pages that the batches before it have drawn, and only a few pages are new in each. A worker that starts
+in the middle draws those pages again.
 """
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +18,12 @@ from .materials import Materials
 from .pages import Page, PageStyle, draw_page
 from .targets import character_slots, region_kinds
 
-__all__ = ["Batches", "Stage", "make_batch"]
+__all__ = ["Batches", "Stage", "crop_page", "make_batch"]
+
+SHEET = 512
+"""Side in pixels of the pages from which crops are cut."""
+SHEETS_IN_USE = 128
+"""Pages from which the crops of a batch are chosen."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +32,31 @@ class Stage:
 
     Args:
         steps: number of steps; at each, every process takes one batch.
-        side: side of the pages in pixels.
-        pages: number of pages in a batch, an even number: the second half shows the texts of the first half again.
+        side: side of the crops in pixels.
+        crops: number of crops in a batch.
         sizes: smallest and largest size of body text in pixels.
         damage: strength of the damage, from 0 to 1.
         varied: whether there are headings, tables, figures and code.
+        new_pages: number of pages that are drawn for each batch of crops.
+        pairs: number of pairs of pages in a batch of pairs.
+        pair_side: side of these pages in pixels.
+        pairs_every: one batch in so many is a batch of pairs; 0 is none.
+        empty_weight: weight of an empty slot in the loss; see [`slot_loss`].
+        aligns: whether tokens may put their text into slots as they like; see [`alignment_loss`].
     """
 
     steps: int
     side: int
-    pages: int
+    crops: int
     sizes: tuple[float, float]
     damage: float = 0.0
     varied: bool = True
+    new_pages: int = 4
+    pairs: int = 16
+    pair_side: int = 256
+    pairs_every: int = 0
+    empty_weight: float = 1.0
+    aligns: bool = True
 
 
 def make_batch(pages: list[Page]) -> dict[str, torch.Tensor]:
@@ -47,6 +67,16 @@ def make_batch(pages: list[Page]) -> dict[str, torch.Tensor]:
         "slots": torch.from_numpy(np.stack([character_slots(page) for page in pages])),
         "regions": torch.from_numpy(np.stack([region_kinds(page) for page in pages])),
     }
+
+
+def crop_page(page: Page, left: int, top: int, side: int) -> Page:
+    """Cut a square from a page, with the characters whose centres lie in it."""
+    boxes = page.boxes - np.array([left, top, left, top], dtype=np.float32)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centers >= 0) & (centers < side)).all(axis=1)
+    regions = [(kind, (x0 - left, y0 - top, x1 - left, y1 - top)) for kind, (x0, y0, x1, y1) in page.regions]
+    image = page.image.crop((left, top, left + side, top + side))
+    return Page(image, page.characters[inside], boxes[inside], page.lines[inside], regions)
 
 
 class Batches(Dataset):
@@ -63,28 +93,66 @@ class Batches(Dataset):
     def __init__(self, folder: str, stages: tuple[Stage, ...], processes: int = 1, seed: int = 0) -> None:
         self.folder, self.stages, self.processes, self.seed = folder, stages, processes, seed
         self._materials: Materials | None = None
+        self._sheets: OrderedDict[tuple[int, int], Page] = OrderedDict()
 
     def __len__(self) -> int:
         return self.processes * sum(stage.steps for stage in self.stages)
 
-    def stage(self, number: int) -> Stage:
-        """Return the stage to which a batch belongs."""
+    @property
+    def materials(self) -> Materials:
+        if self._materials is None:  # Each worker reads its own.
+            self._materials = Materials(self.folder)
+        return self._materials
+
+    def stage(self, number: int) -> tuple[int, Stage]:
+        """Return the stage to which a batch belongs, and its index."""
         step = number // self.processes
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             if step < stage.steps:
-                return stage
+                return index, stage
             step -= stage.steps
         raise IndexError("number of batch out of range")
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        if self._materials is None:  # Each worker reads its own.
-            self._materials = Materials(self.folder)
-        stage = self.stage(number)
-        style = PageStyle(stage.side, stage.side, stage.sizes, cut=stage.side < 1024, varied=stage.varied)
-        pages = []
-        for index in range(stage.pages):
-            text = (self.seed << 40) + number * 4096 + index % (stage.pages // 2)
-            look = text + 2048 * (index // (stage.pages // 2))
-            page = draw_page(look, self._materials, style, text_seed=text)
-            pages.append(damage_page(page, look, stage.damage) if stage.damage else page)
-        return make_batch(pages)
+        index, stage = self.stage(number)
+        if stage.pairs_every and number // self.processes % stage.pairs_every == 0:
+            batch = make_batch(self._draw_pairs(number, stage)) | {"has_pairs": torch.tensor(True)}
+        else:
+            batch = make_batch(self._cut_crops(number, index, stage)) | {"has_pairs": torch.tensor(False)}
+        return batch | {"empty_weight": torch.tensor(stage.empty_weight), "aligns": torch.tensor(stage.aligns)}
+
+    def _cut_crops(self, number: int, index: int, stage: Stage) -> list[Page]:
+        choose = np.random.default_rng((self.seed, number))
+        sheets = number * stage.new_pages + choose.integers(SHEETS_IN_USE, size=stage.crops)
+        places = choose.integers(SHEET - stage.side + 1, size=(stage.crops, 2))
+        return [
+            crop_page(self._sheet(index, stage, int(sheet)), int(left), int(top), stage.side)
+            for sheet, (left, top) in zip(sheets, places, strict=True)
+        ]
+
+    def _sheet(self, index: int, stage: Stage, number: int) -> Page:
+        key = (index, number)
+        if key not in self._sheets:
+            style = PageStyle(SHEET, SHEET, stage.sizes, cut=True, varied=stage.varied)
+            seed = (self.seed << 40) + number
+            self._sheets[key] = self._damaged(draw_page(seed, self.materials, style), seed, stage.damage)
+            while len(self._sheets) > 2 * SHEETS_IN_USE:
+                self._sheets.popitem(last=False)
+        return self._sheets[key]
+
+    def _draw_pairs(self, number: int, stage: Stage) -> list[Page]:
+        """Draw pages, then for each of them another: a damaged copy, or the same text in another look."""
+        side = stage.pair_side
+        style = PageStyle(side, side, stage.sizes, cut=False, varied=stage.varied)
+        pages, partners = [], []
+        for pair in range(stage.pairs):
+            text = (self.seed << 40) + (1 << 39) + number * 4096 + pair
+            page = draw_page(text, self.materials, style)
+            partner = draw_page(text + 2048, self.materials, style, text_seed=text) if pair % 2 else replace(page)
+            pages.append(self._damaged(page, text, stage.damage if pair % 2 else 0.0))
+            partners.append(self._damaged(partner, text + 2048, max(stage.damage, 0.3)))
+        return pages + partners
+
+    @staticmethod
+    def _damaged(page: Page, seed: int, strength: float) -> Page:
+        return damage_page(page, seed, strength) if strength else page

@@ -7,97 +7,135 @@ teaches the shapes of the characters first, and the tokens then learn to keep wh
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, gelu, normalize
 
 from deepencoder import ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoderConfig
 
+from .alignment import alignment_loss
 from .alphabet import ALPHABET
 from .pages import REGIONS
+from .starting_weights import start_weights
 from .targets import CELLS, SLOTS
+from .virtual_pages import crop_position_tables
 
 __all__ = ["ReadingHead", "ReadingObjective", "page_reader_config"]
 
 PATCHES = 4
 """Rows, and columns, of SAM's patches in a token's box."""
-SLOTS_PER_PATCH = (CELLS // PATCHES) ** 2 * SLOTS
+PATCH_CELLS = CELLS // PATCHES
+SLOTS_PER_PATCH = PATCH_CELLS**2 * SLOTS
+NEGATIVES = 512
+"""Vectors of earlier pages that the pair loss also tells apart."""
 
 
 def page_reader_config() -> DeepEncoderConfig:
-    """Return the configuration of the page reader: 5.6 million parameters, every part of the architecture present."""
+    """Return the configuration of the page reader: 5.8 million parameters, every part of the architecture present."""
     sam = SamEncoderConfig(
         hidden_size=192,
         intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=6,
+        num_hidden_layers=5,
+        num_attention_heads=4,
         window_size=8,
-        global_attn_indexes=(2, 5),
-        image_size=512,
+        global_attn_indexes=(1, 3),
+        image_size=640,
         output_channels=128,
-        downsample_channels=(192, 256),
+        downsample_channels=(224, 320),
     )
     clip = ClipVisionEncoderConfig(
-        hidden_size=256, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4, use_patch_embedding=False
+        hidden_size=320,
+        intermediate_size=640,
+        num_hidden_layers=2,
+        num_attention_heads=5,
+        image_size=640,
+        patch_size=64,
+        use_patch_embedding=False,
     )
-    return DeepEncoderConfig(sam_config=sam, clip_config=clip, projection_dim=384)
+    return DeepEncoderConfig(sam_config=sam, clip_config=clip, projection_dim=448)
 
 
 class ReadingHead(nn.Module):
     """Reads the characters of a token's box: `(.., token_dim)` -> `(.., cells, cells, slots, characters)`."""
 
-    def __init__(self, token_dim: int = 384, hidden_size: int = 128, num_layers: int = 2) -> None:
+    def __init__(self, token_dim: int = 448, hidden_size: int = 128, intermediate_size: int = 768) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.token_norm = nn.LayerNorm(token_dim)
+        self.up = nn.Linear(token_dim, intermediate_size)
+        self.down = nn.Linear(intermediate_size, token_dim)
         self.expand = nn.Linear(token_dim, PATCHES**2 * hidden_size)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                hidden_size, 4, 3 * hidden_size, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(num_layers)
-        )
         self.norm = nn.LayerNorm(hidden_size)
         self.classifier = nn.Linear(hidden_size, SLOTS_PER_PATCH * len(ALPHABET))
 
     def expand_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Expand tokens to the patches of their boxes: `(n, token_dim)` -> `(n, 16, hidden_size)`."""
-        patches = self.expand(tokens).unflatten(-1, (PATCHES**2, self.hidden_size))
-        for layer in self.layers:
-            patches = layer(patches)
-        return self.norm(patches)
+        """Expand tokens to the patches of their boxes: `(.., token_dim)` -> `(.., 16, hidden_size)`."""
+        tokens = tokens + self.down(gelu(self.up(self.token_norm(tokens))))
+        return self.norm(self.expand(tokens).unflatten(-1, (PATCHES**2, self.hidden_size)))
 
     def classify(self, patches: torch.Tensor) -> torch.Tensor:
-        """Classify the slots of patches: `(.., 16, hidden_size)` -> `(.., 8, 8, 3, characters)`."""
-        cells = CELLS // PATCHES
-        logits = self.classifier(patches).unflatten(-1, (cells, cells, SLOTS, len(ALPHABET)))
-        logits = logits.unflatten(-5, (PATCHES, PATCHES))
-        # (.., rows, columns, cell rows, cell columns, slots, V) -> (.., rows, cell rows, columns, cell columns, ..)
-        logits = logits.transpose(-5, -4)
-        return logits.flatten(-4, -3).flatten(-5, -4)
+        """Classify the slots of patches: `(.., 16, hidden_size)` -> `(.., 16, 12, characters)`."""
+        return self.classifier(patches).unflatten(-1, (SLOTS_PER_PATCH, len(ALPHABET)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.expand_tokens(tokens))
+        return slots_by_cell(self.classify(self.expand_tokens(tokens)))
 
 
-def slot_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over slots; all empty slots together weigh as much as all characters."""
-    losses = cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
-    filled = (targets.flatten() > 0).float()
-    characters = (losses * filled).sum() / filled.sum().clamp_min(1)
-    empty = (losses * (1 - filled)).sum() / (1 - filled).sum().clamp_min(1)
-    return characters + empty
+def slots_by_cell(values: torch.Tensor) -> torch.Tensor:
+    """Order slots as they lie in the box: `(.., 16, 12, V)` by patch -> `(.., 8, 8, 3, V)`."""
+    values = values.unflatten(-2, (PATCH_CELLS, PATCH_CELLS, SLOTS)).unflatten(-5, (PATCHES, PATCHES))
+    # (.., rows, columns, cell rows, cell columns, slots, V) -> (.., rows, cell rows, columns, cell columns, ..)
+    return values.transpose(-5, -4).flatten(-4, -3).flatten(-5, -4)
 
 
-def pair_loss(pages: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
-    """Contrastive loss of page vectors `(2 * n, d)`: page `i` shows the same text as page `i + n`."""
+def slots_by_patch(slots: torch.Tensor) -> torch.Tensor:
+    """Undo [`slots_by_cell`] for targets: `(.., 8, 8, 3)` -> `(.., 16, 12)`."""
+    slots = slots.unflatten(-2, (PATCHES, PATCH_CELLS)).unflatten(-4, (PATCHES, PATCH_CELLS))
+    # (.., rows, cell rows, columns, cell columns, slots) -> (.., rows, columns, cell rows, cell columns, slots)
+    return slots.transpose(-4, -3).flatten(-3).flatten(-3, -2)
+
+
+def group_patches(patches: torch.Tensor) -> torch.Tensor:
+    """Group patches by token: `(batch, 4h, 4w, d)` -> `(batch, h, w, 16, d)`."""
+    return patches.unflatten(2, (-1, PATCHES)).unflatten(1, (-1, PATCHES)).transpose(2, 3).flatten(3, 4)
+
+
+def slot_loss(logits: torch.Tensor, targets: torch.Tensor, empty_weight: float = 1.0) -> torch.Tensor:
+    """Cross-entropy over slots, summed, for each character.
+
+    Args:
+        logits: `(.., characters)`.
+        targets: the character of each slot, `(..)`.
+        empty_weight: weight of an empty slot. Less than 1 lets the reader learn characters sooner, and makes it
+            invent some where it is in doubt.
+    """
+    targets = targets.flatten()
+    losses = cross_entropy(logits.flatten(0, -2).float(), targets, reduction="none")
+    filled = targets > 0
+    return (losses * torch.where(filled, 1.0, empty_weight)).sum() / filled.sum().clamp_min(1)
+
+
+def pair_loss(pages: torch.Tensor, others: torch.Tensor | None = None, temperature: float = 0.07) -> torch.Tensor:
+    """Contrastive loss of page vectors `(2 * n, d)`: page `i` shows the same text as page `i + n`.
+
+    Args:
+        pages: vectors of pages.
+        others: normalised vectors of other pages, `(m, d)`.
+        temperature: divides the cosine similarities.
+    """
     vectors = normalize(pages.float(), dim=-1)
-    scores = vectors @ vectors.T / temperature
+    scores = vectors @ vectors.T
     scores = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool, device=scores.device), float("-inf"))
+    if others is not None:
+        scores = torch.cat([scores, vectors @ others.T], dim=1)
     count = len(pages) // 2
     partners = torch.arange(2 * count, device=pages.device).roll(count)
-    return cross_entropy(scores, partners)
+    return cross_entropy(scores / temperature, partners)
 
 
 class ReadingObjective(nn.Module):
     """The page reader with its heads; `forward` gives the losses of a batch."""
+
+    others: torch.Tensor
 
     def __init__(self, config: DeepEncoderConfig | None = None) -> None:
         super().__init__()
@@ -106,8 +144,19 @@ class ReadingObjective(nn.Module):
         self.head = ReadingHead(config.projection_dim)
         self.read_patches = nn.Linear(config.sam_config.hidden_size, self.head.hidden_size)
         self.regions = nn.Linear(config.projection_dim, len(REGIONS))
+        self.register_buffer("others", torch.zeros(NEGATIVES, config.clip_config.hidden_size))
+        start_weights(self.encoder)
 
-    def forward(self, pixels: torch.Tensor, slots: torch.Tensor, regions: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        slots: torch.Tensor,
+        regions: torch.Tensor,
+        page_side: int = 0,
+        has_pairs: bool = False,
+        empty_weight: float = 1.0,
+        aligns: bool = True,
+    ) -> dict[str, torch.Tensor]:
         """Compute the losses.
 
         Args:
@@ -115,26 +164,42 @@ class ReadingObjective(nn.Module):
                 the same texts as the first.
             slots (`(batch, h, w, 8, 8, 3)`): the characters of each token.
             regions (`(batch, h, w)`): kind of region of each token.
+            page_side: side in pixels of the page that the crops were cut from, for [`crop_position_tables`]. 0 for
+                whole pages.
+            has_pairs: whether to compute the pair loss.
+            empty_weight: weight of an empty slot; see [`slot_loss`].
+            aligns: whether to compute the loss of the tokens' texts.
         """
+        if page_side:
+            tables = crop_position_tables(self.encoder, pixels.shape[-1], page_side)
+            tables = {f"encoder.{name}": table for name, table in tables.items()}
+            return functional_call(self, tables, (pixels, slots, regions, 0, has_pairs, empty_weight, aligns))
         patches, tokens, pages = self.encode(pixels)
-        batch, height, width, _ = tokens.shape
-        # SAM's patches in the order of tokens: (batch, 4h, 4w, d) -> (batch, h, w, 16, d)
-        grouped = patches.unflatten(2, (width, PATCHES)).unflatten(1, (height, PATCHES)).transpose(2, 3).flatten(3, 4)
-        patch_logits = self.head.classify(self.head.norm(self.read_patches(grouped)))
-        expanded = self.head.expand_tokens(tokens.flatten(0, 2))
-        token_logits = self.head.classify(expanded).unflatten(0, (batch, height, width))
-        filled = slots > 0
-        with torch.no_grad():
-            right = ((token_logits.argmax(-1) == slots) & filled).sum() / filled.sum().clamp_min(1)
-            patches_right = ((patch_logits.argmax(-1) == slots) & filled).sum() / filled.sum().clamp_min(1)
-        return {
-            "patches": slot_loss(patch_logits, slots),
-            "tokens": slot_loss(token_logits, slots),
+        targets = slots_by_patch(slots)
+        patch_logits = self.head.classify(self.head.norm(self.read_patches(group_patches(patches))))
+        token_logits = self.head.classify(self.head.expand_tokens(tokens))
+        losses = {
+            "patches": slot_loss(patch_logits, targets, empty_weight),
+            "tokens": slot_loss(token_logits, targets, empty_weight),
             "regions": cross_entropy(self.regions(tokens).flatten(0, 2).float(), regions.flatten()),
-            "pages": pair_loss(pages),
-            "right": right,
-            "patches_right": patches_right,
         }
+        if aligns:
+            in_order = slots_by_cell(token_logits.float().log_softmax(-1)).flatten(-4, -2)
+            losses["texts"] = alignment_loss(in_order.flatten(0, 2), slots.flatten(3).flatten(0, 2))
+        if has_pairs:
+            losses["pages"] = pair_loss(pages, self.others.clone())
+            self._remember(pages)
+        with torch.no_grad():
+            filled = targets > 0
+            wanted = targets[filled]
+            losses["right"] = (token_logits[filled].argmax(-1) == wanted).float().mean()
+            losses["patches_right"] = (patch_logits[filled].argmax(-1) == wanted).float().mean()
+        return losses
+
+    @torch.no_grad()
+    def _remember(self, pages: torch.Tensor) -> None:
+        vectors = normalize(pages.detach().float(), dim=-1)
+        self.others.copy_(torch.cat([vectors, self.others])[: len(self.others)])
 
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return SAM's patches before the neck, the projected tokens and the page vectors.

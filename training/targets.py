@@ -10,7 +10,7 @@ import numpy as np
 from .alphabet import EMPTY
 from .pages import REGIONS, Page
 
-__all__ = ["CELLS", "SLOTS", "character_slots", "region_kinds", "token_texts"]
+__all__ = ["CELLS", "SLOTS", "bordering_texts", "character_slots", "region_kinds", "token_texts"]
 
 CELLS = 8
 """Rows, and columns, of cells in a token's box."""
@@ -68,6 +68,32 @@ def token_texts(page: Page, side: int = 64) -> list[list[list[int]]]:
     order = np.lexsort((page.boxes[:, 0] + page.boxes[:, 2], page.lines, rows))
     for index in order:
         texts[tokens[index, 0]][tokens[index, 1]].append(int(page.characters[index]))
+    return texts
+
+
+def bordering_texts(page: Page, border: float, side: int = 64) -> list[list[tuple[list[int], list[bool]]]]:
+    """Return for each token the characters in and around its box in reading order, and which are certainly its own.
+
+    Args:
+        page: the page.
+        border: a character whose centre is not farther than this from the edge of a box, in pixels, may belong to the
+            tokens on both sides of the edge.
+        side: side of a token's box in pixels.
+    """
+    height, width = page.image.height // side, page.image.width // side
+    centers = (page.boxes[:, :2] + page.boxes[:, 2:]) / 2
+    lines = np.unique(page.lines, return_inverse=True)[1].reshape(-1)
+    middles = np.bincount(lines, weights=centers[:, 1]) / np.bincount(lines) if len(lines) else np.zeros(0)
+    texts = []
+    for top in range(0, height * side, side):
+        row = []
+        for left in range(0, width * side, side):
+            # Distance from the nearest edge, positive inside.
+            inside = np.minimum(centers - (left, top), (left + side, top + side) - centers).min(axis=1)
+            near = np.flatnonzero(inside >= -border)
+            near = near[np.lexsort((centers[near, 0], lines[near], middles[lines[near]]))]
+            row.append((page.characters[near].tolist(), (inside[near] > border).tolist()))
+        texts.append(row)
     return texts
 
 

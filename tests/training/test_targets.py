@@ -4,7 +4,7 @@ from PIL import Image
 from training.damage import _rotate
 from training.materials import Materials
 from training.pages import REGIONS, Page, PageStyle, draw_page
-from training.targets import CELLS, SLOTS, character_slots, region_kinds, token_texts
+from training.targets import CELLS, SLOTS, bordering_texts, character_slots, region_kinds, token_texts
 
 STYLE = PageStyle(512, 256, (14, 24), cut=False, varied=False)
 
@@ -41,6 +41,17 @@ def test_a_skewed_line_keeps_its_order(materials: Materials) -> None:
 def in_token(page: Page, row: int, column: int) -> np.ndarray:
     centers = (page.boxes[:, :2] + page.boxes[:, 2:]) / 2
     return (centers // 64 == (column, row)).all(axis=1)
+
+
+def test_characters_at_an_edge_may_belong_to_both_sides(materials: Materials) -> None:
+    page = draw_page(2, materials, STYLE)
+    texts, around, exact = token_texts(page), bordering_texts(page, 3.0), bordering_texts(page, 0.0)
+    for row in range(4):
+        for column in range(8):
+            characters, own = around[row][column]
+            assert exact[row][column][0] == texts[row][column]
+            assert len(texts[row][column]) <= len(characters) and sum(own) <= len(texts[row][column])
+    assert sum(len(text) for row in around for text, _ in row) > len(page.characters)
 
 
 def test_regions_are_those_at_the_middle_of_tokens() -> None:

@@ -7,11 +7,20 @@ import torch
 
 from training import train as module
 from training.corpus import Stage
-from training.train import Preset, train
+from training.presets import Preset
+from training.train import train
 
 
 def options(**changes: Any) -> argparse.Namespace:
-    defaults = {"mixed_precision": "no", "cpu": True, "workers": 0, "minutes": 0, "log_every": 1}
+    defaults = {
+        "mixed_precision": "no",
+        "cpu": True,
+        "workers": 0,
+        "minutes": 0,
+        "cooldown": 0,
+        "rate": 1,
+        "log_every": 1,
+    }
     return argparse.Namespace(**defaults | {"save_every": 1, "evaluate_every": 1000} | changes)
 
 
@@ -35,9 +44,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(folder: Path, tmp_path: 
 
 
 def test_the_learning_rate_grows_stays_and_falls() -> None:
-    preset = Preset((Stage(100, 64, 4, (20, 24)),), learning_rate=1.0, warmup=10, decay=0.2)
+    preset = Preset((Stage(100, 64, 4, (20, 24)),), warmup=10, decay=0.2)
     assert preset.rate(0) == pytest.approx(0.1) and preset.rate(9) == preset.rate(80) == 1.0
     assert preset.rate(90) == pytest.approx(0.5) and preset.rate(100) == 0.0
+
+
+def test_the_rate_falls_in_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    clock, endless = module.Clock(1, 0.5), module.Clock(0, 4)
+    shares = []
+    for seconds in (5, 5, 3600, 10, 10, 10, 10, 10):  # The third step was interrupted for an hour.
+        now += seconds
+        clock.tick()
+        shares.append(clock.share_left)
+    assert shares == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0])
+    endless.tick()
+    assert endless.share_left == 1.0 == module.Clock(10, 0).share_left
+
+
+def test_a_checkpoint_from_before_the_cooldown_is_kept(folder: Path, tmp_path: Path) -> None:
+    train(str(folder), tmp_path, Preset((Stage(3, 64, 2, (20, 24)),)), options(minutes=1e-9, cooldown=1))
+    kept = torch.load(tmp_path / "before-cooldown.pt", weights_only=True)
+    assert kept["step"] == 0 and torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
 
 
 def test_training_learns_one_page(folder: Path, tmp_path: Path) -> None:
