@@ -114,6 +114,13 @@ def slot_loss(logits: torch.Tensor, targets: torch.Tensor, empty_weight: float =
     return (losses * torch.where(filled, 1.0, empty_weight)).sum() / filled.sum().clamp_min(1)
 
 
+@torch.no_grad()
+def share_right(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the share of characters that are in their place."""
+    filled = targets > 0
+    return (logits[filled].argmax(-1) == targets[filled]).float().mean()
+
+
 def pair_loss(pages: torch.Tensor, others: torch.Tensor | None = None, temperature: float = 0.07) -> torch.Tensor:
     """Contrastive loss of page vectors `(2 * n, d)`: page `i` shows the same text as page `i + n`.
 
@@ -189,11 +196,8 @@ class ReadingObjective(nn.Module):
         if has_pairs:
             losses["pages"] = pair_loss(pages, self.others.clone())
             self._remember(pages)
-        with torch.no_grad():
-            filled = targets > 0
-            wanted = targets[filled]
-            losses["right"] = (token_logits[filled].argmax(-1) == wanted).float().mean()
-            losses["patches_right"] = (patch_logits[filled].argmax(-1) == wanted).float().mean()
+        losses["right"] = share_right(token_logits, targets)
+        losses["patches_right"] = share_right(patch_logits, targets)
         return losses
 
     @torch.no_grad()
