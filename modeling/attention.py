@@ -48,10 +48,14 @@ class AttentionInputs(NamedTuple):
         return self.relative_height.shape[1], self.relative_width.shape[1]
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What may have a gradient, in the order of the fields."""
+        return self.query, self.key, self.value, self.relative_height, self.relative_width
+
+    @property
     def needs_grad(self) -> bool:
         """Whether a gradient will flow through this attention."""
-        tensors = (self.query, self.key, self.value, self.relative_height, self.relative_width)
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
 
     def to(self, dtype: torch.dtype) -> "AttentionInputs":
         """Return the inputs in another dtype."""

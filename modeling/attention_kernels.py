@@ -4,8 +4,7 @@ Unusual: a fused kernel has no argument for SAM's position terms. Either they ar
 queries at a time; or queries and keys are augmented, so that their plain product contains the terms and a flash kernel
 needs no bias. A row may compute in a wider dtype than that of its inputs, since torch's attention in bfloat16 is slow
 on a CPU without matrix instructions; and one row has no fused kernel at all, since its products are so much faster by
-another library. To add a kernel, write its function and its row; `attention_schedules.py` bounds
-its memory.
+another library. To add a kernel, write its function and its row; `attention_schedules.py` bounds its memory.
 """
 
 import itertools
@@ -20,6 +19,7 @@ from .attention import AttentionInputs, relative_position_scores
 from .attention_training import can_recompute, recomputed_attention
 from .memory_budgets import MemoryBudgets
 from .onednn import linear, products_are_faster
+from .slow_dtypes import is_slow_here
 
 __all__ = [
     "ATTENTION_KERNELS",
@@ -131,15 +131,9 @@ def _view_memory(memory: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return memory[: like.numel() * like.element_size() // memory.element_size()].view(like.dtype).view_as(like)
 
 
-@lru_cache(maxsize=1)
-def _multiplies_bfloat16() -> bool:
-    """Return whether this CPU has instructions for products in bfloat16."""
-    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
 def _weight_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the product of attention weights and values, for values of a dtype."""
-    if dtype == torch.bfloat16 and _multiplies_bfloat16():
+    if dtype == torch.bfloat16 and not is_slow_here(dtype):
         return dtype
     return torch.promote_types(dtype, torch.float32)
 

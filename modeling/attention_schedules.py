@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionInputs, eager_attention
 from .attention_kernels import ATTENTION_KERNELS, AttentionKernel, choose_kernel
-from .memory_budgets import MEMORY_BUDGETS, MemoryBudgets
+from .memory_budgets import MEMORY_BUDGETS, MemoryBudgets, cut_slices
 
 __all__ = ["attend", "attend_with_kernel", "check_attention_implementation"]
 
@@ -24,11 +24,6 @@ class Blocks(NamedTuple):
     images: list[slice]
     heads: list[slice]
     rows: list[slice]
-
-
-def _cut(length: int, step: int) -> list[slice]:
-    step = max(1, step)
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def cut_blocks(inputs: AttentionInputs, kernel: AttentionKernel, budget: int | None) -> Blocks:
@@ -43,11 +38,11 @@ def cut_blocks(inputs: AttentionInputs, kernel: AttentionKernel, budget: int | N
     if not isinstance(batch, int):
         images = [slice(None)]
     else:
-        images = _cut(batch, batch if budget is None else budget // (row_bytes * rows * heads))
+        images = cut_slices(batch, batch if budget is None else budget // (row_bytes * rows * heads))
     return Blocks(
         images,
-        _cut(heads, heads if budget is None else budget // (row_bytes * rows)),
-        _cut(rows, rows if budget is None else budget // row_bytes),
+        cut_slices(heads, heads if budget is None else budget // (row_bytes * rows)),
+        cut_slices(rows, rows if budget is None else budget // row_bytes),
     )
 
 
@@ -123,7 +118,7 @@ def _attend_converted(
     images = [slice(None)]
     if isinstance(batch, int):
         bytes_per_image = 2 * heads * (length + inputs.key.shape[2]) * head_dim * compute_dtype.itemsize
-        images = _cut(batch, budgets.converted_attention // bytes_per_image) or images
+        images = cut_slices(batch, budgets.converted_attention // bytes_per_image) or images
     rows = slice(0, inputs.query_grid[0])
     # Autocast would convert them back.
     with torch.autocast(inputs.query.device.type, enabled=False):

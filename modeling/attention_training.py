@@ -16,25 +16,12 @@ from typing import Any
 import torch
 
 from .attention import AttentionInputs, eager_attention, relative_position_scores
-from .onednn import linear
+from .memory_budgets import cut_slices
+from .onednn import is_plain, linear
 
 __all__ = ["can_recompute", "recomputed_attention"]
 
 Block = tuple[slice, slice, list[slice]]
-
-
-def tensors_of(inputs: AttentionInputs) -> tuple[torch.Tensor, ...]:
-    """Return what may have a gradient, in the order of the fields."""
-    return inputs.query, inputs.key, inputs.value, inputs.relative_height, inputs.relative_width
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Return whether only reverse differentiation is going on: no transform of torch.func, no tangent."""
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is None
 
 
 def can_recompute(inputs: AttentionInputs) -> bool:
@@ -43,12 +30,8 @@ def can_recompute(inputs: AttentionInputs) -> bool:
         inputs.needs_grad
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and not inputs.dropout
-        and all(map(_is_plain, tensors_of(inputs)))
+        and all(map(is_plain, inputs.tensors))
     )
-
-
-def _cut(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, max(1, step))]
 
 
 def _blocks(inputs: AttentionInputs, budget: int | None) -> list[Block]:
@@ -58,10 +41,10 @@ def _blocks(inputs: AttentionInputs, budget: int | None) -> list[Block]:
     row_bytes = columns * inputs.key.shape[2] * inputs.query.element_size()
     if budget is None:
         return [(slice(0, batch), slice(0, heads), [slice(0, rows)])] if batch else []
-    row_blocks = _cut(rows, max(1, budget // row_bytes))
+    row_blocks = cut_slices(rows, budget // row_bytes)
     heads_together = max(1, min(heads, budget // (row_bytes * rows)))
     images_together = max(1, budget // (row_bytes * rows * heads))
-    cuts = itertools.product(_cut(batch, images_together), _cut(heads, heads_together))
+    cuts = itertools.product(cut_slices(batch, images_together), cut_slices(heads, heads_together))
     return [(images, some, row_blocks) for images, some in cuts]
 
 
@@ -166,7 +149,7 @@ def _differentiate_again(
     inputs: AttentionInputs, output: torch.Tensor, grad_output: torch.Tensor, budget: int | None
 ) -> tuple[torch.Tensor | None, ...]:
     """Return gradients that can be differentiated, with whole attention weights, by the definition."""
-    tensors = tensors_of(inputs)
+    tensors = inputs.tensors
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     exact = eager_attention(inputs)[0].transpose(1, 2)
     found = iter(torch.autograd.grad(exact, wanted, grad_output, create_graph=True))
@@ -208,4 +191,4 @@ def recomputed_attention(inputs: AttentionInputs, budget: int | None = None) -> 
         `torch.Tensor` of shape `(batch, heads, rows * columns, head_dim)`.
     """
     assert not inputs.dropout
-    return _RecomputedAttention.apply(budget, inputs.scaling, *tensors_of(inputs))
+    return _RecomputedAttention.apply(budget, inputs.scaling, *inputs.tensors)

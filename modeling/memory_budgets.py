@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["MEMORY_BUDGETS", "MemoryBudgets", "set_memory_budgets", "split_views"]
+__all__ = ["MEMORY_BUDGETS", "MemoryBudgets", "cut_slices", "set_memory_budgets", "split_views"]
 
 MIB = 2**20
 
@@ -71,6 +71,12 @@ def set_memory_budgets(model: nn.Module, budgets: MemoryBudgets) -> None:
     for module in model.modules():
         if hasattr(module, "memory_budgets"):
             module.memory_budgets = budgets  # type: ignore[assignment]  # not a tensor, whatever nn.Module says
+
+
+def cut_slices(length: int, step: int) -> list[slice]:
+    """Cut `length` positions into slices of `step` positions, but at least one; the last may be shorter."""
+    step = max(1, step)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def split_views(

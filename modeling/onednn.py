@@ -3,7 +3,7 @@
 Unusual: torch computes float32 products on x86 with MKL, which on AMD's processors reaches less than half the rate of
 oneDNN, which torch contains as well. The only operator that reaches oneDNN with plain float32 tensors is a private
 one, so everything that calls it goes through this file, and falls back to torch's public operator where the private
-one is missing, has no rule (graphs, autocast, subclasses of tensors) or is not known to be faster.
+one is missing, has no rule (graphs, autocast, torch.func, subclasses of tensors) or is not known to be faster.
 
 Both libraries compute in float32 and differ by rounding. `torch.backends.mkldnn.flags(enabled=False)` switches the
 operator off.
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear as torch_linear
 
-__all__ = ["Linear", "linear", "products_are_faster"]
+__all__ = ["Linear", "is_plain", "linear", "products_are_faster"]
 
 FEWEST_PRODUCTS = 2**20
 """Multiplications below which the two libraries do not differ, or the call itself takes longer."""
@@ -33,6 +33,15 @@ def products_are_faster() -> bool:
         return False
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "AMD" in str(capabilities.get("cpu_name"))
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether only reverse differentiation is going on: no transform of torch.func, no tangent."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is None
 
 
 def _suits(features: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -52,6 +61,8 @@ def _suits(features: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) in (torch.Tensor, nn.Parameter)
         and bool(torch.backends.mkldnn.enabled)
         and products_are_faster()
+        and is_plain(features)
+        and is_plain(weight)
     )
 
 

@@ -86,7 +86,7 @@ def export(
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Export a model to ONNX, OpenVINO, with torch.export or for transformers.js, in batches of any size.
+    """Export a model to ONNX or OpenVINO, with torch.export, or for transformers.js. Graphs take any batch size.
 
     The graph is compared with the model, and is written only if the two agree. Its metadata describe its inputs and
     outputs, and where the tokens lie. The weights of FILE.onnx lie beside it, in FILE.onnx.data, and those of FILE.xml

@@ -97,6 +97,24 @@ def test_torch_chooses_where_the_operator_has_no_rule(calls: list[Any]) -> None:
     assert not calls
 
 
+@needs_operator
+def test_transforms_of_torch_func_use_torch(calls: list[Any]) -> None:
+    torch.manual_seed(0)
+    layer, features = Linear(48, 32), torch.randn(5, 48)
+    tangent = torch.randn_like(features)
+    gradient = torch.func.grad(lambda x: layer(x).pow(2).sum())(features)
+    mapped = torch.func.vmap(layer)(features[:, None])[:, 0]
+    _, forward = torch.func.jvp(layer, (features,), (tangent,))
+    with torch.no_grad():
+        _, without_grad = torch.func.jvp(layer, (features,), (tangent,))
+    assert not calls
+    expected = features @ layer.weight.t() + layer.bias
+    torch.testing.assert_close(gradient, 2 * expected @ layer.weight)
+    torch.testing.assert_close(mapped, expected)
+    for found in (forward, without_grad):
+        torch.testing.assert_close(found, tangent @ layer.weight.t())
+
+
 def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "products_are_faster", lambda: pytest.fail("a small product asked for the processor"))
     Linear(48, 32)(torch.randn(5, 48))
