@@ -4,51 +4,26 @@ Unusual: every query is a page of its own picture: a degraded copy, a scan-like 
 font and layout. The pages that are searched are clean, and of texts and fonts that training has not seen.
 """
 
-import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.nn.functional import normalize
 
 from deepencoder import DeepEncoder
 
-from .damage import damage_page
+from .damage import damage_page, photograph_page
 from .materials import Materials
 from .pages import Page, PageStyle, draw_page
 
-__all__ = ["QUERIES", "Vectors", "late_interaction", "photograph", "recall", "thumbnail", "vectors_of"]
+__all__ = ["QUERIES", "Vectors", "late_interaction", "recall", "thumbnail", "vectors_of"]
 
 SIDE = 512
 """Side of the pages in pixels."""
 STYLE = PageStyle(SIDE, SIDE, (16, 28), cut=False, varied=True)
 FIRST_SEED = 3 * 10**12
-
-
-def photograph(image: Image.Image, seed: int) -> Image.Image:
-    """Return what a hand-held camera sees: the page in perspective, on a table, unevenly lit, blurred and noisy."""
-    generator = random.Random(seed)
-    side, reach = image.width, 0.05 * image.width
-    corners = [(0, 0), (side, 0), (side, side), (0, side)]
-    moved = [(x + generator.uniform(-reach, reach), y + generator.uniform(-reach, reach)) for x, y in corners]
-    rows, values = [], []
-    for (x, y), (u, v) in zip(corners, moved, strict=True):
-        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-        values += [u, v]
-    turn = np.linalg.solve(np.array(rows, dtype=np.float64), np.array(values, dtype=np.float64))
-    table = tuple(generator.randrange(60, 160) for _ in range(3))
-    image = image.transform(
-        image.size, Image.Transform.PERSPECTIVE, turn.tolist(), Image.Resampling.BICUBIC, fillcolor=table
-    )
-    image = image.filter(ImageFilter.GaussianBlur(generator.uniform(0.4, 0.9)))
-    pixels = np.asarray(image, dtype=np.float32)
-    across, down = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
-    light = 0.85 + generator.uniform(-0.15, 0.15) * across + generator.uniform(-0.15, 0.15) * down
-    noise = np.random.default_rng(seed).standard_normal(pixels.shape[:2]) * generator.uniform(2, 8)
-    tint = np.array([generator.uniform(0.9, 1.05) for _ in range(3)])
-    return Image.fromarray((pixels * light[..., None] * tint + noise[..., None]).clip(0, 255).astype(np.uint8))
 
 
 def _page(number: int, materials: Materials) -> Page:
@@ -60,7 +35,7 @@ def _degraded(number: int, materials: Materials) -> Image.Image:
 
 
 def _photograph(number: int, materials: Materials) -> Image.Image:
-    return photograph(_page(number, materials).image, FIRST_SEED + number)
+    return photograph_page(_page(number, materials), FIRST_SEED + number).image
 
 
 def _other_look(number: int, materials: Materials) -> Image.Image:
