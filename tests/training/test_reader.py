@@ -1,7 +1,8 @@
 import numpy as np
 import torch
 
-from training.alphabet import ALPHABET
+from deepencoder.reading import ReadingHead, ReadingHeadConfig
+from deepencoder.reading.alphabet import ALPHABET
 from training.corpus import Batches, Stage, crop_page, make_batch
 from training.evaluation import edit_distance, evaluate_reading, read_tokens
 from training.materials import Materials
@@ -9,7 +10,6 @@ from training.pages import PageStyle, draw_page
 from training.reader import (
     PATCHES,
     SLOTS_PER_PATCH,
-    ReadingHead,
     ReadingObjective,
     group_patches,
     page_reader_config,
@@ -38,7 +38,7 @@ def test_slots_are_ordered_by_cell_or_by_patch() -> None:
 
 
 def test_the_head_reads_every_slot() -> None:
-    logits = ReadingHead(8, hidden_size=4, intermediate_size=16)(torch.randn(3, 8))
+    logits = ReadingHead(ReadingHeadConfig(token_dim=8, hidden_size=4, intermediate_size=16))(torch.randn(3, 8))
     assert logits.shape == (3, CELLS, CELLS, SLOTS, len(ALPHABET))
 
 
