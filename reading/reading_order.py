@@ -7,7 +7,7 @@ it, and what is below, after it. Cells of a table therefore are read column by c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 __all__ = ["TextLine", "in_reading_order"]
 
@@ -81,6 +81,6 @@ def _are_columns(band: list[TextLine], boundary: float) -> bool:
     few, many = sorted(sides, key=len)
     if len(few) < FEWEST_LINES:
         return False
-    spacing = median(later - earlier for earlier, later in zip(many[:-1], many[1:], strict=True))
+    spacing = median_low(later - earlier for earlier, later in zip(many[:-1], many[1:], strict=True))
     beside = sum(any(abs(middle - other) <= FARTHEST_BESIDE * spacing for other in many) for middle in few)
     return 2 * beside >= len(few)

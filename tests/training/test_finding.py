@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from training.finding import QUERIES, late_interaction, photograph, recall, thumbnail, vectors_of
+from training.finding import QUERIES, late_interaction, recall, thumbnail, vectors_of
 from training.materials import Materials
 from training.reader import ReadingObjective
 
@@ -24,7 +24,7 @@ def test_queries_show_the_page_in_other_ways(materials: Materials) -> None:
     images = {name: draw(0, materials) for name, draw in QUERIES.items()}
     assert {image.size for image in images.values()} == {(512, 512)}
     assert len({image.tobytes() for image in images.values()}) == len(images)
-    assert photograph(images["page"], 1).tobytes() == photograph(images["page"], 1).tobytes()
+    assert QUERIES["photograph"](0, materials).tobytes() == images["photograph"].tobytes()
 
 
 def test_vectors_of_pages(materials: Materials) -> None:
