@@ -28,19 +28,16 @@ class _Axis:
     Args:
         edges: `(n + 1,)`, in pixels of the page, ascending from 0 to the length of its side.
         is_padding: `(n,)`, whether no pixel of the page is in a cell.
-        whole_edges: `edges` as they would be if the page went on where there is padding.
     """
 
     edges: np.ndarray
     is_padding: np.ndarray
-    whole_edges: np.ndarray
 
 
 def _make_axis(edges: np.ndarray, start: int, length: int, page_length: int) -> _Axis:
     """Map the edges of cells `(n + 1,)`, in pixels of a view that shows the page from `start` on over `length`."""
     inside = np.clip(edges - start, 0, length)
-    scale = page_length / max(length, 1)
-    return _Axis(inside * page_length / max(length, 1), inside[:-1] == inside[1:], (edges - start) * scale)
+    return _Axis(inside * page_length / max(length, 1), inside[:-1] == inside[1:])
 
 
 def _view_axes(geometry: PageGeometry) -> tuple[_Axis, _Axis]:
@@ -67,14 +64,6 @@ def _mosaic_axes(geometry: PageGeometry) -> tuple[_Axis, _Axis]:
     return axes[0], axes[1]
 
 
-def _cross(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return boxes `(h, w + 1, 4)` from edges `(h + 1,)` and `(w + 1,)`; those of the newlines at the end are NaN."""
-    boxes = np.full((len(rows) - 1, len(columns), 4), np.nan)
-    for side, edges in enumerate((columns[:-1], rows[:-1], columns[1:], rows[1:])):
-        boxes[:, :-1, side] = edges if side % 2 == 0 else edges[:, None]
-    return boxes
-
-
 @dataclass(frozen=True)
 class _Part:
     """A part of the sequence, as arrays with one row for each row of tokens, and a newline at its end."""
@@ -82,17 +71,18 @@ class _Part:
     kind: np.ndarray
     boxes: np.ndarray
     is_padding: np.ndarray
-    cells: np.ndarray
 
     @classmethod
     def from_axes(cls, kind: str, rows: _Axis, columns: _Axis) -> "_Part":
         height, width = len(rows.is_padding), len(columns.is_padding)
         kinds = np.full((height, width + 1), kind, KINDS)
         kinds[:, width] = "newline"
-        boxes = _cross(rows.edges, columns.edges)
+        boxes = np.full((height, width + 1, 4), np.nan)
+        for side, edges in enumerate((columns.edges[:-1], rows.edges[:-1], columns.edges[1:], rows.edges[1:])):
+            boxes[:, :width, side] = edges if side % 2 == 0 else edges[:, None]
         padding = np.zeros((height, width + 1), bool)
         padding[:, :width] = rows.is_padding[:, None] | columns.is_padding
-        return cls(kinds, boxes, padding, _cross(rows.whole_edges, columns.whole_edges))
+        return cls(kinds, boxes, padding)
 
     def index(self, first: int) -> np.ndarray:
         """Return the positions `(height, width)` of its tokens, without newlines, if it begins at `first`."""
@@ -114,8 +104,6 @@ class TokenLayout:
             page. NaN for newlines and the separator; an empty box on the page's edge for a token of padding.
         is_padding (`numpy.ndarray` of shape `(L,)`, bool): whether no pixel of the page is in the token's cell. False
             for newlines and the separator.
-        cells (`numpy.ndarray` of shape `(L, 4)`, float64): the boxes as they would be if the page went on where its
-            view is padded: all cells of a view or of the tiles are equally large.
         view_index (`numpy.ndarray` of shape `(h, w)`, integers): position in the sequence of each token of the global
             view. `view_index.ravel()` belongs to the rows of `last_hidden_state`.
         tile_index (`numpy.ndarray` of shape `(T, h_t, w_t)`, integers): the same for the tiles of this page; `T` is 0
@@ -128,7 +116,6 @@ class TokenLayout:
     kind: np.ndarray = field(repr=False)
     boxes: np.ndarray = field(repr=False)
     is_padding: np.ndarray = field(repr=False)
-    cells: np.ndarray = field(repr=False)
     view_index: np.ndarray = field(repr=False)
     tile_index: np.ndarray = field(repr=False)
     mosaic_index: np.ndarray = field(repr=False)
@@ -171,7 +158,7 @@ class TokenLayout:
         """Return the layout for the same page at another size in pixels, such as a thumbnail."""
         height, width = check_page_size(height, width)
         scale = np.array([width / self.page_size[1], height / self.page_size[0]] * 2)
-        return replace(self, page_size=(height, width), boxes=self.boxes * scale, cells=self.cells * scale)
+        return replace(self, page_size=(height, width), boxes=self.boxes * scale)
 
     def map_to_page(self, values: Any, kind: str = "view", smooth: bool = False) -> np.ndarray:
         """Spread values of tokens over the pixels of the page, for example to draw a heat map.
@@ -286,7 +273,6 @@ def lay_out_tokens(geometry: PageGeometry) -> TokenLayout:
         kind=_join((part.kind for part in parts), "separator"),
         boxes=_join((part.boxes for part in parts), np.nan),
         is_padding=_join((part.is_padding for part in parts), False),
-        cells=_join((part.cells for part in parts), np.nan),
         view_index=parts[-1].index(sum(part.kind.size for part in parts[:-1])),
         tile_index=tile_index,
         mosaic_index=mosaic_index,

@@ -12,7 +12,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor, SamEncoder, SamEncoderConfig
+from deepencoder import (
+    DeepEncoder,
+    DeepEncoderConfig,
+    DeepEncoderImageProcessor,
+    SamEncoder,
+    SamEncoderConfig,
+    render_text,
+)
 
 from ..conftest import ROOT
 from ..conversion.samples import build, layout_of
@@ -196,3 +203,20 @@ def test_a_runtime(cli: Any, tmp_path: Path, runtime: str, monkeypatch: pytest.M
     ):
         code, _, err = cli("encode", *arguments)
         assert code == 2 and words in err.splitlines()[-1], err
+
+
+def test_read_prints_what_the_tokens_carry(cli: Any, tmp_path: Path) -> None:
+    page, output = tmp_path / "page.png", tmp_path / "features.safetensors"
+    render_text("Reading is to the mind\nwhat exercise is to the body.", font_size=32)[0].image.save(page)
+    code, out, err = cli("encode", page, "--read", "-o", output)
+    assert code == 0, err
+    with safe_open(output, "pt") as file:
+        facts = json.loads(file.metadata()["0"])
+        length = len(file.get_tensor("0.vision_tokens"))
+    assert len(facts["token_texts"]) == length and "exercise" in facts["text"]
+    assert all(line in out.splitlines() for line in facts["text"].splitlines())
+    _, out, _ = cli("encode", page, page, "--read")
+    assert out.splitlines().count(f"{page}:") == 2
+    DeepEncoder(DeepEncoderConfig.tiny()).save_pretrained(tmp_path / "model")
+    code, out, err = cli("encode", page, "--read", "--model", tmp_path / "model")
+    assert code == 2 and out == "" and "has no reading head" in err and len(err.splitlines()) == 1
