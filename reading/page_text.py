@@ -5,7 +5,7 @@ token, and in the token beside it the same row or a neighbour of it. So lines ar
 that continue each other without a gap as wide as that between columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -28,8 +28,9 @@ class PageText:
 
     Args:
         text (`str`): the text of the page, a line of text for each line of print.
-        tokens (`list[str]` of length `L`): the text in the box of each vision token, in the order of
-            [`~DeepEncoderImageProcessor.get_token_layout`]; empty for newlines, the separator and padding.
+        tokens (`list[str]` of length `L`): the text in the box of each vision token, a line for each line of print, in
+            the order of [`~DeepEncoderImageProcessor.get_token_layout`]; empty for newlines, the separator and
+            padding.
         layout ([`~deepencoder.TokenLayout`]): where the tokens lie on the page.
     """
 
@@ -73,7 +74,7 @@ def read_page(head: ReadingHead, vision_tokens: torch.Tensor, layout: TokenLayou
         raise ValueError(f"vision_tokens has {len(vision_tokens)} tokens, but layout has {len(layout)}.")
     slots = head.read(vision_tokens)  # (L, cells, cells, slots)
     slots[~np.isin(layout.kind, ("tile", "view")) | layout.is_padding] = ""
-    tokens = ["".join(token.ravel().tolist()) for token in slots]
+    tokens = ["\n".join(_text_of(row) for _, row in _rows_of_token(token)) for token in slots]
     grid = layout.mosaic_index if layout.mosaic_index.size else layout.view_index
     lines = in_reading_order(_join_runs(_find_runs(slots[grid])))
     return PageText("\n".join(line.text for line in lines), tokens, layout)
@@ -83,6 +84,10 @@ def _usual_step(places: list[float], default: float) -> float:
     """Return the median distance of consecutive characters, or the default where there are too few of them."""
     steps = [later - earlier for earlier, later in zip(places[:-1], places[1:], strict=True)]
     return median(steps) if len(steps) >= 3 else default
+
+
+def _text_of(characters: Sequence[tuple[float, str]]) -> str:
+    return "".join(text for _, text in characters)
 
 
 def _rows_of_token(cells: np.ndarray) -> list[tuple[int, list[tuple[float, str]]]]:
@@ -171,6 +176,6 @@ def _continues(earlier: _Run, later: _Run) -> bool:
 
 
 def _to_line(runs: list[_Run]) -> TextLine:
-    text = "".join(character for run in runs for _, character in run.characters)
+    text = "".join(_text_of(run.characters) for run in runs)
     middle = sum(run.row * len(run.characters) for run in runs) / sum(len(run.characters) for run in runs)
     return TextLine(text.strip(), runs[0].left, runs[-1].right, middle)

@@ -51,7 +51,7 @@ def test_lines_are_joined_across_tokens(view: TokenLayout) -> None:
     print_line(slots, view.view_index, "And then it sleeps.", 6, 4)
     text, tokens = read(slots, view)
     assert text == "The quick brown fox jumps over the lazy dog.\nAnd then it sleeps."
-    assert tokens[:3] == ["The And ", "quick brthen it ", "own fox sleeps."]
+    assert tokens[:3] == ["The \nAnd ", "quick br\nthen it ", "own fox \nsleeps."]
     assert [tokens[index] for index in np.flatnonzero(view.kind != "view")] == [""] * 9
 
 
