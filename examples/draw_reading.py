@@ -83,7 +83,9 @@ def main() -> None:
     width = round(page.width * HEIGHT / page.height)
     small = [panel.resize((width, HEIGHT), Image.Resampling.LANCZOS) for panel in panels]
     # A palette makes the file several times as small.
-    join_panels([*small, draw_texts(page, read, chosen)]).quantize(256, dither=Image.Dither.NONE).save(options.output, optimize=True)
+    join_panels([*small, draw_texts(page, read, chosen)]).quantize(256, dither=Image.Dither.NONE).save(
+        options.output, optimize=True
+    )
     print(f"See {options.output}.")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from training.finding import QUERIES, late_interaction, recall, thumbnail, vectors_of
+from training.finding import QUERIES, compare, late_interaction, recall, thumbnail, vectors_of
 from training.materials import Materials
 from training.reader import ReadingObjective
 
@@ -32,5 +32,5 @@ def test_vectors_of_pages(materials: Materials) -> None:
     images = [QUERIES["page"](number, materials).resize((128, 128)) for number in range(3)]
     vectors = vectors_of(ReadingObjective().encoder.eval(), images, batch_size=2)
     assert vectors.pooled.shape == (3, 320) and vectors.tokens.shape == (3, 4, 448)
-    torch.testing.assert_close(vectors.pooled.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(compare(vectors, vectors)["pooled vector"].diagonal(), torch.ones(3))
     assert abs(thumbnail(images[0]).mean()) < 1e-3
