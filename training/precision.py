@@ -32,7 +32,7 @@ SIZES = (18, 24)
 """Sizes of print that are read, in pixels."""
 QUERIED = ("degraded copy", "photograph")
 """Queries by which pages are searched, by late interaction."""
-READ, SEARCHED = 16, 300
+READ, SEARCHED = 10, 150
 """Pages that are read for each size of print, and pages that are searched."""
 
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -132,7 +132,11 @@ def measure_precision(reader: ReadingObjective, folder: Path, materials_folder: 
         for size in SIZES
     }
     images = {kind: [QUERIES[kind](number, materials) for number in range(SEARCHED)] for kind in (PAGES, *QUERIED)}
-    return [{"form": name, **_measure(reader, make(reader, folder), pages, images)} for name, make in FORMS.items()]
+    rows: list[dict[str, object]] = []
+    for name, make in FORMS.items():
+        rows.append({"form": name, **_measure(reader, make(reader, folder), pages, images)})
+        print(rows[-1], flush=True)
+    return rows
 
 
 def _measure(
