@@ -14,6 +14,7 @@ __all__ = [
     "DEEPENCODER_DEEPSEEK_OCR",
     "DEEPENCODER_LLAMA_CPP",
     "DEEPENCODER_OLLAMA",
+    "DEEPENCODER_PARTS",
     "DEEPENCODER_UNLIMITED_OCR",
     "DEEPENCODER_UNLIMITED_OCR_VISION",
     "SAM_GOT_TRANSFORMERS",
@@ -211,6 +212,15 @@ DEEPENCODER_DEEPSEEK_OCR: KeyTable = (
     *prefixed(SAM_META, "sam_encoder.", "sam_model."),
     *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder.", "vision_model."),
     row("projector.layers.0.*", "projector.layers.*"),
+    row("image_newline", "image_newline"),
+    row("view_separator", "view_seperator"),
+)
+
+# The same in one file for each part (`sam_encoder.pth`, `clip_encoder.pth`, `projector.pth`), without prefixes.
+DEEPENCODER_PARTS: KeyTable = (
+    *prefixed(SAM_META, "sam_encoder."),
+    *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder."),
+    row("projector.layers.0.*", "layers.*"),
     row("image_newline", "image_newline"),
     row("view_separator", "view_seperator"),
 )

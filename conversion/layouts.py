@@ -17,6 +17,7 @@ from .key_tables import (
     DEEPENCODER_DEEPSEEK_OCR,
     DEEPENCODER_LLAMA_CPP,
     DEEPENCODER_OLLAMA,
+    DEEPENCODER_PARTS,
     DEEPENCODER_UNLIMITED_OCR,
     SAM_GOT_TRANSFORMERS,
     SAM_META,
@@ -103,6 +104,17 @@ LAYOUTS: tuple[Layout, ...] = (
         reference_prefixes=(("sam_model.", "sam_encoder."), ("vision_model.", "vision_encoder.")),
         reference_projection=("projector.layers.weight", "projector.layers.bias", "image_newline", "view_seperator"),
         also_written_for=("unlimited-ocr",),
+    ),
+    Layout(
+        "DeepSeek-OCR in a file for each part",
+        "deepseek-ocr-parts",
+        DEEPSEEK_OCR,
+        DEEPENCODER_PARTS,
+        needs=("pos_embed", "blocks.0.attn.rel_pos_h", "embeddings.class_embedding", "layers.weight"),
+        left_behind=(
+            ("embeddings.patch_embedding.*", _UNUSED_PATCHES),
+            ("embeddings.position_ids", _POSITION_IDS),
+        ),
     ),
     Layout(
         "Unlimited-OCR in transformers",
