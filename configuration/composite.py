@@ -30,10 +30,12 @@ class CompositeConfig(DeepEncoderPreTrainedConfig):
     """Base class of the configurations of [`DeepEncoder`] and [`DeepEncoderV2`].
 
     A subclass declares its parts in `sub_configs`, and has the properties `hidden_size`, the width of a token before
-    projection, and `pooled_size`, the width of `pooler_output`.
+    projection, and `pooled_size`, the width of `pooler_output`. Its `token_scheme` says what its tokens are; see the
+    image processor's field of this name.
     """
 
     part_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    token_scheme: ClassVar[str] = "cells"
 
     projector_type: str = "linear"
     projector_depth: int = 1

@@ -43,6 +43,7 @@ class DeepEncoderV2Config(CompositeConfig):
     model_type = "deepencoder_v2"
     sub_configs = {"sam_config": SamEncoderConfig, "query_config": QueryEncoderConfig}
     part_defaults = {"sam_config": {"downsample_channels": (512, 896)}}
+    token_scheme = "queries"
 
     sam_config: Any = None
     query_config: Any = None

@@ -119,7 +119,7 @@ def _count_vectors(fields: Mapping[str, Any], stride: int, options: VectorOption
 
 def _count_vision_tokens(fields: Mapping[str, Any], stride: int, options: VectorOptions) -> int | None:
     grid = _view_grid(fields, stride)
-    return None if grid is None else count_image_tokens(grid, (1, 1), (0, 0))
+    return None if grid is None else count_image_tokens(grid, (1, 1), (0, 0), fields["token_scheme"])
 
 
 OUTPUTS = {
@@ -127,21 +127,21 @@ OUTPUTS = {
     for kind in (
         OutputKind(
             "pooled",
-            summary="one vector per page, CLIP's class token",
+            summary="one vector per page: CLIP's class token, or the last query of a DeepEncoderV2",
             take=lambda page: page.encoded.pooler_output[page.index],
-            width=lambda config, options: config.clip_config.hidden_size,
+            width=lambda config, options: config.pooled_size,
         ),
         OutputKind(
             "tokens",
-            summary="fused tokens of the global view and then of each tile, row-major",
+            summary="tokens of the global view and then of each tile: fused tokens, row-major, or queries",
             take=_take_tokens,
             width=lambda config, options: config.hidden_size,
             count=_count_tokens,
         ),
         OutputKind(
             "vision_tokens",
-            summary="projected tokens in the order of DeepSeek-OCR's decoder: the tiles' rows, then the view's rows, "
-            "a newline token after each row, one separator at the end",
+            summary="projected tokens in the order of the decoder: the tiles' rows, then the view's rows, a newline "
+            "token after each row, one separator at the end; the queries of a DeepEncoderV2 have no newlines",
             take=lambda page: page.encoded.vision_tokens[page.index],
             width=lambda config, options: config.projection_dim,
             count=_count_vision_tokens,

@@ -249,8 +249,8 @@ class PagePreTrainedModel(DeepEncoderPreTrainedModel):
             kwargs: `output_hidden_states=True` and `output_attentions=True` ask for those of both parts:
                 `hidden_states`, `attentions` (of the second part), `sam_hidden_states`, `sam_attentions` and, with
                 tiles, `local_hidden_states`, `local_attentions`, `local_sam_hidden_states`, `local_sam_attentions`.
-                Only a part that runs `attn_implementation="eager"` gives attention weights. `return_dict=False` returns a
-                tuple.
+                Only a part that runs `attn_implementation="eager"` gives attention weights. `return_dict=False`
+                returns a tuple.
 
         Returns:
             [`DeepEncoderOutput`], which describes each field.

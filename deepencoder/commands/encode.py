@@ -118,7 +118,7 @@ class _Encoder:
     def _lay_out(self, page: "Image.Image", mode: dict[str, str]) -> Any:
         from ..processing.placement import cell_fields
 
-        cells = cell_fields(self.model.config.sam_config)
+        cells = cell_fields(self.model.config)
         return self.processor.get_token_layout(page.height, page.width, **mode, **cells)
 
     def _choose(self, layout: "TokenLayout", label: str) -> int | None:
