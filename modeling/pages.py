@@ -135,6 +135,8 @@ class PagePreTrainedModel(DeepEncoderPreTrainedModel):
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embedding"
     memory_budgets = MEMORY_BUDGETS
+    sam_encoder: Any
+    projector: Any
     second_part: ClassVar[str]
     bare_parameters: ClassVar[tuple[str, ...]]
     """Names of the parameters of the model itself, which are special tokens of width `projection_dim`."""
@@ -160,7 +162,7 @@ class PagePreTrainedModel(DeepEncoderPreTrainedModel):
         return self.sam_encoder.embeddings.patch_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.sam_encoder.embeddings.patch_embedding = value  # type: ignore[assignment]
+        self.sam_encoder.embeddings.patch_embedding = value
 
     def options_of(self, part: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options for one part, which is not asked for attention weights that only the other computes."""

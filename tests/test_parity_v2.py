@@ -1,4 +1,4 @@
-"""DeepEncoderV2 and its image processor equal transformers' classes for DeepSeek-OCR-2, with the same random weights."""
+"""DeepEncoderV2 and its image processor equal transformers' classes for DeepSeek-OCR-2, with the same weights."""
 
 import importlib
 from typing import Any
