@@ -20,7 +20,7 @@ from .validation import (
     check_positive,
 )
 
-__all__ = ["CompositeConfig"]
+__all__ = ["CompositeConfig", "reads_pages"]
 
 PUBLISHED_PROJECTION_DIM = 1280
 
@@ -90,3 +90,11 @@ class CompositeConfig(DeepEncoderPreTrainedConfig):
                 f"{name}.projection_dim of an identity projector is the width {self.hidden_size} of the tokens, got "
                 f"{self.projection_dim}."
             )
+
+
+def reads_pages(config: Any) -> bool:
+    """Return whether a configuration is that of a whole encoder, which takes a page's view and tiles.
+
+    By an attribute, as remote code loads configurations as classes of their own.
+    """
+    return hasattr(config, "token_scheme") and hasattr(config, "sam_config")

@@ -127,7 +127,7 @@ class PageEncoder:
         dtype: str = "float16",
         vectors: VectorOptions | None = None,
     ) -> None:
-        check_outputs(outputs, dtype)
+        check_outputs(outputs, dtype, model.config)
         self.model, self.image_processor = model.eval(), image_processor
         self.device = next(model.parameters()).device
         self.budget = BatchBudget("auto", self.device) if budget is None else budget

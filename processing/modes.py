@@ -5,7 +5,7 @@ Unusual: help texts read this table, so the module imports neither torch nor tra
 
 from typing import Any
 
-__all__ = ["MODES", "mode_fields", "modes_of"]
+__all__ = ["MODES", "mode_fields", "mode_for", "modes_of"]
 
 
 def _mode(
@@ -37,6 +37,11 @@ a processor of that model keeps its `token_scheme` in every mode."""
 def modes_of(token_scheme: str) -> dict[str, dict[str, Any]]:
     """Return the modes that are meant for models with tokens of this kind; see `tiling.py::TOKEN_SCHEMES`."""
     return {name: fields for name, fields in MODES.items() if fields.get("token_scheme", "cells") == token_scheme}
+
+
+def mode_for(config: Any) -> str:
+    """Return the mode in which a model with this configuration gets pages if nothing else is said."""
+    return "v2" if getattr(config, "token_scheme", "cells") == "queries" else "base"
 
 
 def mode_fields(mode: str | None) -> dict[str, Any]:

@@ -290,6 +290,8 @@ def encode(options: EncodeOptions) -> None:
     pictures = _name_pictures(options)
     _check_targets(options, pictures)
     encoder = _load_encoder(options)
+    if pictures and encoder.model.config.token_scheme == "queries":
+        raise UserError("--picture shows cells of the page, and the tokens of this model are learned queries.")
     results = _Results(Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False))
     failures = 0
     for index, encoding in _encode_all(encoder, options.images):

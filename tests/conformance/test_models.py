@@ -17,6 +17,7 @@ from deepencoder import (
     SamEncoder,
     SamEncoderConfig,
 )
+from deepencoder.configuration.query_encoder import QueryEncoderConfig
 
 from .skips import FLAGS
 
@@ -73,8 +74,15 @@ class DeepEncoderV2Tester(ModelTester):
 
     def get_config(self) -> DeepEncoderV2Config:
         sam_config = SamEncoderConfig.tiny(image_size=self.image_size, num_hidden_layers=self.num_hidden_layers)
-        query_sizes = (self.image_size, 2 * self.image_size)
-        return DeepEncoderV2Config.tiny(self.image_size, sam_config=sam_config, query_sizes=query_sizes)
+        query_config = QueryEncoderConfig.tiny(
+            num_hidden_layers=self.num_hidden_layers, num_attention_heads=self.num_attention_heads
+        )
+        return DeepEncoderV2Config.tiny(
+            self.image_size,
+            sam_config=sam_config,
+            query_config=query_config,
+            query_sizes=(self.image_size, 2 * self.image_size),
+        )
 
 
 class CommonTests(ModelTesterMixin):
