@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor, TokenLayout
-from deepencoder.processing.modes import MODES
+from deepencoder.processing.modes import modes_of
 
 RAW = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
 NEAREST, BICUBIC = int(Image.Resampling.NEAREST), int(Image.Resampling.BICUBIC)
@@ -19,7 +19,7 @@ ODD = {  # Views and tiles whose sides are no multiples of 64.
     "squashed-tiles": {"mode": "small", "crop_to_patches": True, "tile_size": 144, "max_patches": 5},
     "own-size": {"do_resize": False},
 }
-PROCESSORS = {name: {"mode": name} for name in MODES} | ODD
+PROCESSORS = {name: {"mode": name} for name in modes_of("cells")} | ODD
 
 
 def page_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
