@@ -64,6 +64,8 @@ def test_we_read_what_its_converter_writes(model: Any, tmp_path: Path) -> None:
         "architectures": ["DeepseekOCRForCausalLM"],
         "model_type": "DeepseekOCR",
         "torch_dtype": "float32",
+        "hidden_size": 1280,
+        "num_hidden_layers": 12,
         "vision_config": {
             "image_size": 1024,
             "mlp_ratio": 3.7362,
