@@ -255,7 +255,8 @@ def _v2_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[str, Outpu
     """Compute with the vision half of transformers' whole model, whose language model is as small as can be."""
     module, config = _find_deepseek_ocr2(), plan.config
     encoder = _pick(config.query_config, QUERY_FIELDS) | {"rope_parameters": dict(config.query_config.rope_parameters)}
-    vision = {"sam_config": _sam_fields(config.sam_config), "encoder_config": encoder}
+    sam = _sam_fields(config.sam_config) | {"downsample_channels": list(config.sam_config.downsample_channels)}
+    vision = {"sam_config": sam, "encoder_config": encoder}
     text = {"hidden_size": config.projection_dim, **SMALLEST_LANGUAGE_MODEL}
     whole = module.DeepseekOcr2Config(vision_config=vision, text_config=text, image_token_id=0)
     model = _load(module.DeepseekOcr2Model, whole, _renamed(plan), plan)

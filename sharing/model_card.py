@@ -44,6 +44,7 @@ CITATIONS = {
 @article{wei2026deepseekocr2,
   title = {DeepSeek-OCR 2: Visual Causal Flow},
   author = {Wei, Haoran and Sun, Yaofeng and Li, Yukun},
+  journal = {arXiv preprint arXiv:2601.20552},
   year = {2026}
 }""",
     "sam": """\
