@@ -20,20 +20,28 @@ SMOKE := tests/deepencoder/test_import.py tests/deepencoder/test_cli.py tests/co
 # less than half a pixel, so a page that is a thousand times as high as wide raises an error.
 NOT_WITH_LOWEST := not filled_evenly and not counts_equal
 
+# What `make train` does: the preset, the folder of the run, and the folder of fonts and texts.
+PRESET := cpu
+RUN := .cache/training/$(PRESET)
+MATERIALS := .cache/training/materials
+TRAIN_cpu := $(BIN)/python -m training.train $(MATERIALS) $(RUN) --preset cpu --cpu --workers 0 --minutes 180 --cooldown 90
+TRAIN_gpu := $(BIN)/accelerate launch -m training.train $(MATERIALS) $(RUN) --preset gpu --workers 14
+
 # What `make fuzz` runs. No case starts after so many seconds.
 SEED := 0
 CASES := 10000
 SECONDS := 900
 
-.PHONY: help demo test conformance fuzz javascript llama.cpp lowest lint format types pages clean
+.PHONY: help demo test train conformance fuzz javascript llama.cpp lowest lint format types pages clean
 
 help:
-	@echo "make demo         install into $(VENV) and turn an example page into vision tokens"
+	@echo "make demo         install into $(VENV) and turn an example page into vision tokens, and read them"
 	@echo "make test         run the tests"
 	@echo "make conformance  run transformers' own common model tests on our models"
 	@echo "make fuzz         give 10,000 damaged inputs to everything that reads some; SEED=1 chooses others"
 	@echo "make javascript   run exported models in Node, with transformers.js from npm"
 	@echo "make llama.cpp    build llama.cpp's vision code, for benchmarks/speed.py --peers"
+	@echo "make train        train the page reader; PRESET=gpu needs a GPU, RUN=folder says where"
 	@echo "make lowest       run a smoke test with the lowest supported versions"
 	@echo "make lint types   check style and types"
 	@echo "make format       format the code"
@@ -51,10 +59,15 @@ $(INSTALLED): $(PLAIN)
 	touch $@
 
 demo: $(PLAIN)
-	$(BIN)/deepencoder encode examples/dense-text.png --mode gundam --output demo/features.safetensors --picture demo/picture.png
+	$(BIN)/deepencoder encode examples/dense-text.png --read --output demo/features.safetensors --picture demo/picture.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
+
+train: $(INSTALLED)
+	test -d $(MATERIALS) || $(BIN)/python -m training.materials $(MATERIALS)
+	$(TRAIN_$(PRESET)) --mixed-precision bf16
+	$(BIN)/python -m training.export $(RUN) $(RUN)/page-reader
 
 conformance: $(INSTALLED)
 	$(BIN)/python tests/conformance/download.py .cache/conformance

@@ -4,6 +4,8 @@ Unusual: llama.cpp takes some sizes as given, such as pages of 1024 pixels, and 
 the layers of SAM that attend globally. A model that differs in those is refused, since it would give other numbers.
 """
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..configuration.atomic_files import replaced_file
 from .key_mapping import revert_state_dict
 from .key_tables import DEEPENCODER_LLAMA_CPP
 
-__all__ = ["GGUF_TYPES", "write_gguf"]
+__all__ = ["GGUF_TYPES", "GgufReport", "write_gguf"]
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 PROJECTOR_TYPE = "deepseekocr"
@@ -22,6 +24,25 @@ SEPARATOR = "v.view_seperator"  # llama.cpp reads it as a matrix with one row.
 GLOBAL_LAYERS = (2, 5, 8, 11)
 # Tensors that stay in float32 in every file: llama.cpp adds them to float32, or convolves with them.
 KEPT_IN_FLOAT32 = ("embd", "attn.pos_", ".neck.", ".net_", "newline", "seperator")
+
+
+UNUSED_PATCHES, PATCH_SIZE = "v.patch_embd.weight", 14
+
+
+@dataclass
+class GgufReport:
+    """What was written into a file.
+
+    Args:
+        types: the type of each tensor, by its name in the file.
+        zeros: tensors that the model does not have, and the reason why they were written as zeros.
+    """
+
+    types: dict[str, str] = field(default_factory=dict)
+    zeros: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def _metadata(config: Any, max_tiles: int) -> dict[str, Any]:
@@ -79,7 +100,16 @@ def _encode(name: str, tensor: torch.Tensor, gguf_type: str) -> tuple[np.ndarray
     return quantize(values, stored), stored
 
 
-def write_gguf(model: Any, path: str | Path, gguf_type: str = "f32", max_tiles: int = 9) -> None:
+def _tensors(model: Any, report: GgufReport) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors by their names in the file."""
+    for key, tensor in revert_state_dict(model.state_dict(), DEEPENCODER_LLAMA_CPP).items():
+        yield key, tensor[None] if key == SEPARATOR else tensor
+    clip = model.config.clip_config
+    report.zeros[UNUSED_PATCHES] = "CLIP's patch embedding, which files have and nothing uses: CLIP reads SAM's map"
+    yield UNUSED_PATCHES, torch.zeros(clip.hidden_size, clip.num_channels, PATCH_SIZE, PATCH_SIZE)
+
+
+def write_gguf(model: Any, path: str | Path, gguf_type: str = "f32", max_tiles: int = 9) -> GgufReport:
     """Write a DeepEncoder as an `mmproj` file, which llama.cpp loads beside DeepSeek-OCR's language model.
 
     Args:
@@ -87,6 +117,9 @@ def write_gguf(model: Any, path: str | Path, gguf_type: str = "f32", max_tiles: 
         path: the file, which appears only if it is complete.
         gguf_type: type of the matrices: `"f32"`, `"f16"`, `"bf16"` or `"q8_0"`. Others are written in float32.
         max_tiles: number of tiles that llama.cpp may cut a page into: 9 for DeepSeek-OCR, 32 for Unlimited-OCR.
+
+    Returns:
+        what was written. CLIP's patch embedding, which neither the model nor llama.cpp uses, is written as zeros.
 
     Raises:
         `ValueError`: the type is unknown, or llama.cpp would compute something else than the model.
@@ -98,7 +131,8 @@ def write_gguf(model: Any, path: str | Path, gguf_type: str = "f32", max_tiles: 
     try:
         from gguf import GGUFWriter
     except ImportError as error:
-        raise ImportError("Writing a file for llama.cpp needs gguf: pip install gguf") from error
+        raise ImportError('Writing a file for llama.cpp needs gguf: pip install "deepencoder[gguf]"') from error
+    report = GgufReport()
     with replaced_file(Path(path)) as temporary:
         writer = GGUFWriter(temporary, "clip")
         writer.add_type("mmproj")
@@ -110,10 +144,12 @@ def write_gguf(model: Any, path: str | Path, gguf_type: str = "f32", max_tiles: 
         }
         for key, value in _metadata(model.config, max_tiles).items():
             adders.get(type(value), writer.add_array)(key, value)
-        for key, tensor in revert_state_dict(model.state_dict(), DEEPENCODER_LLAMA_CPP).items():
-            values, stored = _encode(key, tensor[None] if key == SEPARATOR else tensor, gguf_type)
+        for key, tensor in _tensors(model, report):
+            values, stored = _encode(key, tensor, gguf_type)
+            report.types[key] = stored.name.lower()
             writer.add_tensor(key, values, raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return report

@@ -13,6 +13,8 @@ __all__ = [
     "CLIP_TRANSFORMERS",
     "DEEPENCODER_DEEPSEEK_OCR",
     "DEEPENCODER_LLAMA_CPP",
+    "DEEPENCODER_OLLAMA",
+    "DEEPENCODER_PARTS",
     "DEEPENCODER_UNLIMITED_OCR",
     "DEEPENCODER_UNLIMITED_OCR_VISION",
     "DEEPENCODER_V2_DEEPSEEK_OCR_2",
@@ -216,6 +218,15 @@ DEEPENCODER_DEEPSEEK_OCR: KeyTable = (
     row("view_separator", "view_seperator"),
 )
 
+# The same in one file for each part (`sam_encoder.pth`, `clip_encoder.pth`, `projector.pth`), without prefixes.
+DEEPENCODER_PARTS: KeyTable = (
+    *prefixed(SAM_META, "sam_encoder."),
+    *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder."),
+    row("projector.layers.0.*", "layers.*"),
+    row("image_newline", "image_newline"),
+    row("view_separator", "view_seperator"),
+)
+
 # transformers' UnlimitedOcrVisionModel.
 DEEPENCODER_UNLIMITED_OCR_VISION: KeyTable = (
     *prefixed(SAM_TRANSFORMERS, "sam_encoder.", "sam_encoder."),
@@ -260,6 +271,29 @@ DEEPENCODER_LLAMA_CPP: KeyTable = (
     row("projector.layers.0.*", "mm.model.fc.*"),
     row("image_newline", "v.image_newline"),
     row("view_separator", "v.view_seperator"),
+)
+
+# Ollama's files, which hold the language model as well. Their converter changes the beginnings of the names.
+DEEPENCODER_OLLAMA: KeyTable = (
+    row("sam_encoder.embeddings.patch_embedding.*", "s.patch_embd.*"),
+    row("sam_encoder.embeddings.position_embedding", "s.position_embd"),
+    row("sam_encoder.layers.{i}.layer_norm1.*", "s.blk.{i}.norm1.*"),
+    row("sam_encoder.layers.{i}.attn.*", "s.blk.{i}.attn.*"),
+    row("sam_encoder.layers.{i}.layer_norm2.*", "s.blk.{i}.norm2.*"),
+    row("sam_encoder.layers.{i}.mlp.*", "s.blk.{i}.mlp.*"),
+    row("sam_encoder.neck.conv1.*", "s.neck.0.*"),
+    row("sam_encoder.neck.layer_norm1.*", "s.neck.1.*"),
+    row("sam_encoder.neck.conv2.*", "s.neck.2.*"),
+    row("sam_encoder.neck.layer_norm2.*", "s.neck.3.*"),
+    row("sam_encoder.compressor.convs.0.*", "s.net_2.*"),
+    row("sam_encoder.compressor.convs.1.*", "s.net_3.*"),
+    row("clip_encoder.embeddings.class_embedding", "v.class_embd"),
+    row("clip_encoder.embeddings.position_embedding", "v.position_embd.weight"),
+    row("clip_encoder.pre_layernorm.*", "v.pre_layrnorm.*"),
+    row("clip_encoder.layers.{i}.*", "v.blk.{i}.*"),
+    row("projector.layers.0.*", "mm.layers.*"),
+    row("image_newline", "mm.image_newline"),
+    row("view_separator", "mm.view_seperator"),
 )
 
 # The vision half of DeepSeek-OCR-2's own checkpoints.

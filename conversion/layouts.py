@@ -26,6 +26,9 @@ from .key_tables import (
     CLIP_PROJECTED_TRANSFORMERS,
     CLIP_TRANSFORMERS,
     DEEPENCODER_DEEPSEEK_OCR,
+    DEEPENCODER_LLAMA_CPP,
+    DEEPENCODER_OLLAMA,
+    DEEPENCODER_PARTS,
     DEEPENCODER_UNLIMITED_OCR,
     DEEPENCODER_V2_DEEPSEEK_OCR_2,
     DEEPENCODER_V2_TRANSFORMERS,
@@ -64,6 +67,7 @@ class Layout:
         reference_projection: names of the projector's weight and bias, the newline and the separator, which that class
             does not have; likewise independent of `table`.
         also_written_for: slugs of layouts whose checkpoints transformers saves with the names of this one.
+        is_gguf: whether its checkpoints are GGUF files, into which no encoder is put back: a new one is written.
         part_of: slug of a layout of which this is a part. A checkpoint of that layout has this one only if a model of
             this kind is asked for.
     """
@@ -81,12 +85,18 @@ class Layout:
     reference_prefixes: tuple[tuple[str, str], ...] = ()
     reference_projection: tuple[str, ...] = ()
     also_written_for: tuple[str, ...] = ()
+    is_gguf: bool = False
     part_of: str | None = None
 
     @property
     def model_type(self) -> str:
         """`model_type` of the model that a checkpoint becomes."""
         return self.family.model_type
+
+    @property
+    def renamed_by(self) -> str:
+        """Who renames the tensors for transformers' class when a conversion is verified."""
+        return "transformers" if self.reference_prefixes else "this package"
 
 
 _POSITION_IDS = "position numbers, which the model computes"
@@ -113,6 +123,17 @@ LAYOUTS: tuple[Layout, ...] = (
         also_written_for=("unlimited-ocr",),
     ),
     Layout(
+        "DeepSeek-OCR in a file for each part",
+        "deepseek-ocr-parts",
+        DEEPSEEK_OCR,
+        DEEPENCODER_PARTS,
+        needs=("pos_embed", "blocks.0.attn.rel_pos_h", "embeddings.class_embedding", "layers.weight"),
+        left_behind=(
+            ("embeddings.patch_embedding.*", _UNUSED_PATCHES),
+            ("embeddings.position_ids", _POSITION_IDS),
+        ),
+    ),
+    Layout(
         "Unlimited-OCR in transformers",
         "unlimited-ocr",
         DEEPSEEK_OCR,
@@ -127,6 +148,25 @@ LAYOUTS: tuple[Layout, ...] = (
             "image_newline",
             "view_separator",
         ),
+    ),
+    Layout(
+        "DeepSeek-OCR or Unlimited-OCR in llama.cpp",
+        "llama-cpp",
+        DEEPSEEK_OCR,
+        DEEPENCODER_LLAMA_CPP,
+        needs=("v.sam.pos_embd.weight", "v.class_embd"),
+        left_behind=(("v.patch_embd.*", _UNUSED_PATCHES),),
+        is_gguf=True,
+    ),
+    Layout(
+        "DeepSeek-OCR in Ollama",
+        "ollama",
+        DEEPSEEK_OCR,
+        DEEPENCODER_OLLAMA,
+        needs=("s.position_embd", "v.class_embd"),
+        claims=("s.", "v.", "mm."),
+        left_behind=(("v.patch_embd.*", _UNUSED_PATCHES),),
+        is_gguf=True,
     ),
     Layout(
         "CLIP of DeepSeek-OCR",

@@ -17,8 +17,14 @@ from torch import nn
 from transformers.utils import logging
 
 from ..modeling.catalog import MODELS
-from .key_mapping import convert_state_dict, revert_state_dict
-from .key_tables import CLIP_PROJECTED_TRANSFORMERS, CLIP_TRANSFORMERS, VIT_TRANSFORMERS, KeyTable
+from .key_mapping import convert_state_dict, names_there, revert_state_dict
+from .key_tables import (
+    CLIP_PROJECTED_TRANSFORMERS,
+    CLIP_TRANSFORMERS,
+    DEEPENCODER_UNLIMITED_OCR_VISION,
+    VIT_TRANSFORMERS,
+    KeyTable,
+)
 
 if TYPE_CHECKING:
     from .planning import ConversionPlan
@@ -78,7 +84,6 @@ class Reference:
             of the class, too.
         original: name of the model in transformers that is compared with.
         find_original: raises `ModuleNotFoundError` if this version of transformers lacks it.
-        renamed_by: who renames the weights for transformers' class.
         reason_against: returns why a model with a certain configuration cannot be compared, or None.
     """
 
@@ -86,7 +91,6 @@ class Reference:
     theirs: Callable[["ConversionPlan", torch.Tensor], tuple[str, Outputs]]
     original: str
     find_original: Callable[[], Any]
-    renamed_by: str
     reason_against: Callable[[Any], str | None] = lambda config: None
 
 
@@ -181,6 +185,14 @@ def _renamed(plan: "ConversionPlan") -> dict[str, torch.Tensor]:
     }
 
 
+def _renamed_by_tables(plan: "ConversionPlan", table: KeyTable) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors for transformers' class by way of our own names, those that `table` has."""
+    with torch.device("meta"):
+        target = MODELS[plan.layout.model_type].model_class(plan.config).state_dict()
+    converted, _ = convert_state_dict(plan.state_dict(), plan.table, target)
+    return revert_state_dict({name: tensor for name, tensor in converted.items() if names_there(name, table)}, table)
+
+
 def _find_unlimited_ocr() -> Any:
     return importlib.import_module("transformers.models.unlimited_ocr.modeling_unlimited_ocr")
 
@@ -205,7 +217,11 @@ def _deepencoder_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[s
     config = module.UnlimitedOcrVisionConfig(
         sam_config=_sam_fields(plan.config.sam_config), encoder_config=_pick(plan.config.clip_config, CLIP_FIELDS)
     )
-    model = _load(module.UnlimitedOcrVisionModel, config, _renamed(plan), plan)
+    if plan.layout.reference_prefixes:
+        tensors = _renamed(plan)
+    else:  # transformers does not know these names.
+        tensors = _renamed_by_tables(plan, DEEPENCODER_UNLIMITED_OCR_VISION)
+    model = _load(module.UnlimitedOcrVisionModel, config, tensors, plan)
     with computing_in_float32(model):
         fused = model(pixels).last_hidden_state[0]
     outputs = {"fused tokens": fused}
@@ -295,11 +311,8 @@ def _tower_class(config: Any) -> tuple[Any, Any, KeyTable, dict[str, Any]]:
 
 
 def _clip_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[str, Outputs]:
-    with torch.device("meta"):
-        target = MODELS[plan.layout.model_type].model_class(plan.config).state_dict()
-    converted, _ = convert_state_dict(plan.state_dict(), plan.table, target)
     model_class, config, table, kwargs = _tower_class(plan.config)
-    model = _load(model_class, config, revert_state_dict(converted, table), plan, **kwargs)
+    model = _load(model_class, config, _renamed_by_tables(plan, table), plan, **kwargs)
     with computing_in_float32(model):
         output = model(pixels)
     outputs = {"tokens": output.last_hidden_state[0]}
@@ -310,16 +323,13 @@ def _clip_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[str, Out
     return type(model).__name__, outputs
 
 
-DEEPENCODER_REFERENCE = Reference(
-    _deepencoder_ours, _deepencoder_theirs, "Unlimited-OCR", _find_unlimited_ocr, renamed_by="transformers"
-)
-SAM_REFERENCE = Reference(_sam_ours, _sam_theirs, "Unlimited-OCR", _find_unlimited_ocr, renamed_by="transformers")
+DEEPENCODER_REFERENCE = Reference(_deepencoder_ours, _deepencoder_theirs, "Unlimited-OCR", _find_unlimited_ocr)
+SAM_REFERENCE = Reference(_sam_ours, _sam_theirs, "Unlimited-OCR", _find_unlimited_ocr)
 DEEPENCODER_V2_REFERENCE = Reference(
     _v2_ours,
     _v2_theirs,
     "DeepSeek-OCR-2",
     _find_deepseek_ocr2,
-    renamed_by="transformers",
     reason_against=_v2_reason_against,
 )
 CLIP_REFERENCE = Reference(
@@ -327,6 +337,5 @@ CLIP_REFERENCE = Reference(
     _clip_theirs,
     "CLIP",
     lambda: transformers.CLIPVisionModel,
-    renamed_by="this package",
     reason_against=_clip_reason_against,
 )

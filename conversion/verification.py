@@ -93,6 +93,6 @@ def compare_with_reference(plan: ConversionPlan, ours: Mapping[str, torch.Tensor
     return {
         "reference": f"{name} of transformers {transformers.__version__}",
         "input": list(pixels.shape),
-        "weights_renamed_by": plan.target.reference.renamed_by,
+        "weights_renamed_by": plan.layout.renamed_by,
         "outputs": {output: _figures(output, dict(ours), expected, name) for output, expected in theirs.items()},
     }

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         draw_similarity,
         stitch_vision_tokens,
     )
+    from .reading import PageReader, page_reader, render_text
     from .runtimes import ExportedDeepEncoder
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "DeepEncoderV2",
     "DeepEncoderV2Config",
     "ExportedDeepEncoder",
+    "PageReader",
     "SamEncoder",
     "SamEncoderConfig",
     "TokenLayout",
@@ -60,6 +62,8 @@ __all__ = [
     "draw_heat_map",
     "draw_similarity",
     "insert_vision_tokens",
+    "page_reader",
+    "render_text",
     "replace_vision_tower",
     "restore_vision_tower",
     "stitch_vision_tokens",
@@ -84,6 +88,7 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "DeepEncoderV2": ".modeling.deepencoder_v2",
             "DeepEncoderV2Config": ".configuration.deepencoder_v2",
             "ExportedDeepEncoder": ".runtimes.exported_model",
+            "PageReader": ".reading.reader",
             "SamEncoder": ".modeling.sam_encoder",
             "SamEncoderConfig": ".configuration.sam_encoder",
             "TokenLayout": ".processing.token_layout",
@@ -91,6 +96,8 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "draw_heat_map": ".processing.visualization",
             "draw_similarity": ".processing.visualization",
             "insert_vision_tokens": ".integrations.ready_tokens",
+            "page_reader": ".reading.shipped",
+            "render_text": ".reading.rendering",
             "replace_vision_tower": ".integrations.vision_towers",
             "restore_vision_tower": ".integrations.vision_towers",
             "stitch_vision_tokens": ".processing.stitching",
@@ -102,6 +109,7 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "extraction",
             "conversion",
             "integrations",
+            "reading",
             "runtimes",
             "sharing",
         ),

@@ -20,7 +20,7 @@ from datasets import load_dataset
 from PIL import Image, ImageDraw, ImageOps
 from sentence_transformers.util import mean_maxsim
 
-from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
+from deepencoder import page_reader
 from deepencoder.extraction import (
     ExtractionSettings,
     FeatureExtractor,
@@ -39,14 +39,6 @@ def make_pdf(path: Path) -> None:
     """Save two of the example pages as a PDF, one of them turned upside down."""
     first, second = (Image.open(PAGES / name).convert("RGB") for name in ("table.png", "two-columns.png"))
     first.save(path, save_all=True, append_images=[second.rotate(180)], resolution=150)
-
-
-def save_demo_model(folder: Path) -> str:
-    """Save a tiny model with random weights, and return its name."""
-    torch.manual_seed(0)
-    DeepEncoder(DeepEncoderConfig.tiny()).save_pretrained(folder)
-    DeepEncoderImageProcessor(mode="base").save_pretrained(folder)
-    return str(folder)
 
 
 def extract(sources: tuple[str, ...], name: str, output: Path) -> Any:
@@ -95,12 +87,12 @@ def gather_examples(folder: Path) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", help="images, PDFs and folders to search")
-    parser.add_argument("--model", help="a folder or a Hub id of a DeepEncoder")
+    parser.add_argument("--model", default=page_reader(), help="a folder or a Hub id of a DeepEncoder")
     parser.add_argument("--query", default=str(PAGES / "table.png"))
     parser.add_argument("--output", type=Path, default=Path("search"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    name = options.model or save_demo_model(options.output / "demo-encoder")
+    name = options.model
     sources = tuple(options.pages) or gather_examples(options.output)
     rows = extract(sources, name, options.output / "features")
 

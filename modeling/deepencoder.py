@@ -4,12 +4,15 @@ Unusual: CLIP has no patch embedding, since SAM's feature map takes its place, a
 CLIP and SAM say of the same cell. What happens to pages with tiles is in `pages.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from ..configuration.deepencoder import DeepEncoderConfig
+from ..configuration.package_services import call_service
 from .clip_vision_encoder import ClipVisionEncoder
 from .pages import DeepEncoderOutput, EncodedViews, PagePreTrainedModel, Projector
 from .sam_encoder import SamEncoder
@@ -50,6 +53,30 @@ class DeepEncoder(PagePreTrainedModel):
     _no_split_modules = [*SamEncoder._no_split_modules, *ClipVisionEncoder._no_split_modules, "Projector"]
     second_part = "clip_encoder"
     bare_parameters = ("image_newline", "view_separator")
+
+    @classmethod
+    def from_halves(cls, sam: Any, clip: Any, **values: Any) -> "DeepEncoder":
+        """Build a DeepEncoder for training from a SAM and a CLIP that were trained apart, as in the paper.
+
+        The compressor is SAM's own if its width is that of the CLIP, and else newly initialised; so are the projector,
+        the newline and the separator. What only pixels and the pooled token of the CLIP need is left behind: its patch
+        embedding, its last norm and its projection. Position tables are kept, and resized to the grid of each page.
+
+        Args:
+            sam (`str`, `Path` or [`SamEncoder`]): a checkpoint that `SamEncoder.from_original` reads, or a model.
+            clip (`str`, `Path` or [`ClipVisionEncoder`]): the same for the CLIP, or a plain ViT.
+            values: fields of [`DeepEncoderConfig`], such as `projection_dim`.
+
+        Returns:
+            [`DeepEncoder`] in float32. Its `halves_report` says where each tensor came from.
+
+        Raises:
+            `TypeError`: a half is neither a name nor a model of its class.
+            `ValueError`: a checkpoint is of another kind, or cannot be read.
+        """
+        model, model_report = call_service("join_halves", sam, clip, **values)
+        model.halves_report = model_report.to_dict()
+        return model
 
     def __init__(self, config: DeepEncoderConfig) -> None:
         super().__init__(config)

@@ -16,7 +16,19 @@ import pytest
 
 from .conftest import ROOT
 
-ROOMS = ("configuration", "modeling", "processing", "extraction", "conversion", "integrations", "runtimes", "sharing")
+ROOMS = (
+    "configuration",
+    "modeling",
+    "processing",
+    "extraction",
+    "conversion",
+    "integrations",
+    "reading",
+    "runtimes",
+    "sharing",
+)
+SHIPPED_MODEL = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
+SHIPPED_HEAD = ("reading_head/config.json", "reading_head/model.safetensors")
 
 
 def package_files() -> set[str]:
@@ -24,6 +36,7 @@ def package_files() -> set[str]:
     folders = {ROOT / "deepencoder": "deepencoder", ROOT / "deepencoder/commands": "deepencoder/commands"}
     files = {f"{name}/{path.name}" for folder, name in folders.items() for path in folder.glob("*.py")}
     files |= {f"deepencoder/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    files |= {f"deepencoder/reading/page-reader/{name}" for name in SHIPPED_MODEL + SHIPPED_HEAD}
     return files | {"deepencoder/py.typed", "deepencoder/sharing/sample_page.png"}
 
 

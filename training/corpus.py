@@ -7,13 +7,13 @@ in the middle draws those pages again.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .damage import damage_page
+from .damage import damage_page, photograph_page
 from .materials import Materials
 from .pages import Page, PageStyle, draw_page
 from .targets import character_slots, region_kinds
@@ -141,16 +141,22 @@ class Batches(Dataset):
         return self._sheets[key]
 
     def _draw_pairs(self, number: int, stage: Stage) -> list[Page]:
-        """Draw pages, then for each of them another: a damaged copy, or the same text in another look."""
+        """Draw pages, then for each of them a degraded copy, a photograph, or the same text in another look."""
         side = stage.pair_side
         style = PageStyle(side, side, stage.sizes, cut=False, varied=stage.varied)
         pages, partners = [], []
         for pair in range(stage.pairs):
             text = (self.seed << 40) + (1 << 39) + number * 4096 + pair
             page = draw_page(text, self.materials, style)
-            partner = draw_page(text + 2048, self.materials, style, text_seed=text) if pair % 2 else replace(page)
-            pages.append(self._damaged(page, text, stage.damage if pair % 2 else 0.0))
-            partners.append(self._damaged(partner, text + 2048, max(stage.damage, 0.3)))
+            if pair % 3 == 0:
+                partner = damage_page(page, text, 1.0)
+            elif pair % 3 == 1:
+                partner = photograph_page(page, text)
+            else:
+                other = draw_page(text + 2048, self.materials, style, text_seed=text)
+                page, partner = self._damaged(page, text, stage.damage), damage_page(other, text + 2048, 0.3)
+            pages.append(page)
+            partners.append(partner)
         return pages + partners
 
     @staticmethod

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import torch
 
-from .alphabet import ALPHABET
+from deepencoder.reading.alphabet import ALPHABET
+
 from .corpus import make_batch
 from .materials import Materials
 from .pages import Page, PageStyle, draw_page

@@ -1,50 +1,52 @@
 """Write the averaged weights of a run as a model that `AutoModel` loads, with its image processor and reading head.
 
-python -m training.export RUN EXPORT
+    python -m training.export RUN FOLDER
+
+Unusual: the weights are stored in float16, half as large, and the configuration says float32, so that a model which is
+loaded without a `dtype` computes in float32.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from deepencoder import DeepEncoder, DeepEncoderImageProcessor
+from deepencoder.reading.reader import HEAD_FOLDER, load_head
 
 from .reader import ReadingObjective
 
 __all__ = ["export", "load_reader"]
 
-HEAD = "reading_head.safetensors"
-PATCH_READER = "patch_reader."
-"""Prefix of the weights that read SAM's patches instead of tokens."""
+
+def _save_in_float16(model: PreTrainedModel, folder: Path) -> None:
+    model.half().save_pretrained(folder)
+    path = folder / "config.json"
+    fields = json.loads(path.read_text()) | {"dtype": "float32"}
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def export(run: Path, folder: Path, checkpoint: str = "checkpoint.pt", weights: str = "average") -> None:
-    """Write a DeepEncoder in float16, its image processor, and the head's weights beside it."""
+    """Write a DeepEncoder, its image processor and, in a subfolder, its reading head."""
     saved = torch.load(run / checkpoint, map_location="cpu", weights_only=True)
     reader = ReadingObjective()
     reader.load_state_dict(saved[weights])
     folder.mkdir(parents=True, exist_ok=True)
-    reader.encoder.half().save_pretrained(folder)
+    _save_in_float16(reader.encoder, folder)
+    _save_in_float16(reader.head, folder / HEAD_FOLDER)
     side = reader.encoder.config.sam_config.image_size
-    DeepEncoderImageProcessor(mode="small", do_pad=True, size={"height": side, "width": side}).save_pretrained(folder)
-    tensors = {name: tensor.half() for name, tensor in reader.head.state_dict().items()}
-    tensors |= {PATCH_READER + name: tensor.half() for name, tensor in reader.read_patches.state_dict().items()}
-    save_file(tensors, folder / HEAD, metadata={"format": "pt", "steps": str(saved["step"])})
+    # Print of usual sizes is too small in one view of a whole page, so larger pages get tiles.
+    size = {"height": side, "width": side}
+    DeepEncoderImageProcessor(mode="gundam", size=size, tile_size=side).save_pretrained(folder)
 
 
 def load_reader(folder: Path) -> ReadingObjective:
-    """Load what [`export`] wrote, in float32."""
+    """Load what [`export`] wrote, in float32. What only the training needs has its starting weights."""
     encoder = DeepEncoder.from_pretrained(folder, dtype=torch.float32)
     reader = ReadingObjective(encoder.config)
-    reader.encoder = encoder
-    tensors = {name: tensor.float() for name, tensor in load_file(folder / HEAD).items()}
-    patch_reader = {
-        name.removeprefix(PATCH_READER): tensors.pop(name) for name in list(tensors) if PATCH_READER in name
-    }
-    reader.head.load_state_dict(tensors)
-    reader.read_patches.load_state_dict(patch_reader)
+    reader.encoder, reader.head = encoder, load_head(folder)
     return reader.eval()
 
 

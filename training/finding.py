@@ -4,51 +4,37 @@ Unusual: every query is a page of its own picture: a degraded copy, a scan-like 
 font and layout. The pages that are searched are clean, and of texts and fonts that training has not seen.
 """
 
-import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.nn.functional import normalize
 
 from deepencoder import DeepEncoder
 
-from .damage import damage_page
+from .damage import damage_page, photograph_page
 from .materials import Materials
 from .pages import Page, PageStyle, draw_page
 
-__all__ = ["QUERIES", "Vectors", "late_interaction", "photograph", "recall", "thumbnail", "vectors_of"]
+__all__ = [
+    "PAGES",
+    "QUERIES",
+    "Vectors",
+    "compare",
+    "late_interaction",
+    "recall",
+    "thumbnail",
+    "vectors_in_batches",
+    "vectors_of",
+    "vectors_of_thumbnails",
+]
 
 SIDE = 512
 """Side of the pages in pixels."""
 STYLE = PageStyle(SIDE, SIDE, (16, 28), cut=False, varied=True)
 FIRST_SEED = 3 * 10**12
-
-
-def photograph(image: Image.Image, seed: int) -> Image.Image:
-    """Return what a hand-held camera sees: the page in perspective, on a table, unevenly lit, blurred and noisy."""
-    generator = random.Random(seed)
-    side, reach = image.width, 0.05 * image.width
-    corners = [(0, 0), (side, 0), (side, side), (0, side)]
-    moved = [(x + generator.uniform(-reach, reach), y + generator.uniform(-reach, reach)) for x, y in corners]
-    rows, values = [], []
-    for (x, y), (u, v) in zip(corners, moved, strict=True):
-        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-        values += [u, v]
-    turn = np.linalg.solve(np.array(rows, dtype=np.float64), np.array(values, dtype=np.float64))
-    table = tuple(generator.randrange(60, 160) for _ in range(3))
-    image = image.transform(
-        image.size, Image.Transform.PERSPECTIVE, turn.tolist(), Image.Resampling.BICUBIC, fillcolor=table
-    )
-    image = image.filter(ImageFilter.GaussianBlur(generator.uniform(0.4, 0.9)))
-    pixels = np.asarray(image, dtype=np.float32)
-    across, down = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
-    light = 0.85 + generator.uniform(-0.15, 0.15) * across + generator.uniform(-0.15, 0.15) * down
-    noise = np.random.default_rng(seed).standard_normal(pixels.shape[:2]) * generator.uniform(2, 8)
-    tint = np.array([generator.uniform(0.9, 1.05) for _ in range(3)])
-    return Image.fromarray((pixels * light[..., None] * tint + noise[..., None]).clip(0, 255).astype(np.uint8))
 
 
 def _page(number: int, materials: Materials) -> Page:
@@ -60,7 +46,7 @@ def _degraded(number: int, materials: Materials) -> Image.Image:
 
 
 def _photograph(number: int, materials: Materials) -> Image.Image:
-    return photograph(_page(number, materials).image, FIRST_SEED + number)
+    return photograph_page(_page(number, materials), FIRST_SEED + number).image
 
 
 def _other_look(number: int, materials: Materials) -> Image.Image:
@@ -68,13 +54,52 @@ def _other_look(number: int, materials: Materials) -> Image.Image:
     return draw_page(seed + 10**9, materials, STYLE, text_seed=seed).image
 
 
+PAGES = "page"
 QUERIES: dict[str, Callable[[int, Materials], Image.Image]] = {
-    "page": lambda number, materials: _page(number, materials).image,
+    PAGES: lambda number, materials: _page(number, materials).image,
     "degraded copy": _degraded,
     "photograph": _photograph,
     "other font and layout": _other_look,
 }
 """The pages that are searched, and the queries."""
+
+
+class Vectors(NamedTuple):
+    """Vectors of `n` pages.
+
+    Attributes:
+        pooled (`(n, d)`): one vector for each page.
+        tokens (`(n, t, p)`, *optional*): vectors of its parts.
+    """
+
+    pooled: torch.Tensor
+    tokens: torch.Tensor | None = None
+
+
+def vectors_in_batches(
+    encode: Callable[[list[Image.Image]], tuple[torch.Tensor, torch.Tensor]],
+    images: list[Image.Image],
+    batch_size: int = 8,
+) -> Vectors:
+    """Encode pages, a few at a time, with a function that returns pooled vectors and tokens."""
+    parts = [encode(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    pooled, tokens = zip(*parts, strict=True)
+    return Vectors(torch.cat(pooled), torch.cat(tokens))
+
+
+@torch.no_grad()
+def vectors_of(encoder: DeepEncoder, images: list[Image.Image], batch_size: int = 8) -> Vectors:
+    """Encode pages of one size; tokens are vision tokens without newlines and separator."""
+
+    def encode(some: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = np.stack([np.asarray(image) for image in some])
+        # (batch, height, width, 3) -> (batch, 3, height, width)
+        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        _, parts, output = encoder.encode_view(values.to(encoder.dtype))
+        assert output.pooler_output is not None
+        return output.pooler_output.float(), parts.flatten(1, 2).float()
+
+    return vectors_in_batches(encode, images, batch_size)
 
 
 def thumbnail(image: Image.Image, side: int = 32) -> np.ndarray:
@@ -83,33 +108,24 @@ def thumbnail(image: Image.Image, side: int = 32) -> np.ndarray:
     return pixels - pixels.mean()
 
 
-class Vectors(NamedTuple):
-    """Vectors of `n` pages.
-
-    Attributes:
-        pooled (`(n, d)`): normalised page vectors.
-        tokens (`(n, t, p)`): vision tokens without newlines and separator.
-        thumbnails (`(n, s)`): normalised thumbnails.
-    """
-
-    pooled: torch.Tensor
-    tokens: torch.Tensor
-    thumbnails: torch.Tensor
+def vectors_of_thumbnails(images: list[Image.Image]) -> Vectors:
+    """Return thumbnails as pooled vectors."""
+    return Vectors(torch.from_numpy(np.stack([thumbnail(image) for image in images])))
 
 
-@torch.no_grad()
-def vectors_of(encoder: DeepEncoder, images: list[Image.Image], batch_size: int = 8) -> Vectors:
-    """Encode pages of one size."""
-    pooled, tokens = [], []
-    for start in range(0, len(images), batch_size):
-        pixels = np.stack([np.asarray(image) for image in images[start : start + batch_size]])
-        # (batch, height, width, 3) -> (batch, 3, height, width)
-        _, parts, output = encoder.encode_view(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
-        assert output.pooler_output is not None
-        pooled.append(output.pooler_output)
-        tokens.append(parts.flatten(1, 2))
-    small = torch.from_numpy(np.stack([thumbnail(image) for image in images]))
-    return Vectors(normalize(torch.cat(pooled), dim=-1), torch.cat(tokens), normalize(small, dim=-1))
+def compare(queries: Vectors, pages: Vectors) -> dict[str, torch.Tensor]:
+    """Return the scores `(n, m)` of queries and pages by each kind of vector."""
+    scores = {"pooled vector": _cosines(queries.pooled, pages.pooled)}
+    if queries.tokens is not None and pages.tokens is not None:
+        mean = pages.tokens.mean((0, 1))  # Tokens share a large mean, which would hide their differences.
+        ours, theirs = queries.tokens - mean, pages.tokens - mean
+        scores["mean of the tokens"] = _cosines(ours.mean(1), theirs.mean(1))
+        scores["late interaction"] = late_interaction(normalize(ours, dim=-1), normalize(theirs, dim=-1))
+    return scores
+
+
+def _cosines(queries: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    return normalize(queries, dim=-1) @ normalize(pages, dim=-1).T
 
 
 def late_interaction(queries: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:

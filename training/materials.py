@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from .alphabet import ALPHABET, clean_text
+from deepencoder.reading.alphabet import ALPHABET, clean_text
 
 __all__ = ["Block", "Materials", "PACKAGES", "Package", "gather"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .alphabet import encode_text
+from deepencoder.reading.alphabet import encode_text
+
 from .materials import Block, Materials, load_font
 
 __all__ = ["Page", "PageStyle", "REGIONS", "draw_page"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pypdfium2
 
-from .alphabet import clean_text, encode_text
+from deepencoder.reading.alphabet import clean_text, encode_text
+
 from .corpus import crop_page
 from .pages import Page
 

@@ -1,30 +1,27 @@
 """The models that are trained: the page reader and its reading head, and what the training adds to them.
 
-Unusual: the head does not write from left to right. A token is expanded to the 4 x 4 patches of its box, each patch to
-its cells, and all slots are classified at once. The same classifier also reads SAM's patches during training: that
-teaches the shapes of the characters first, and the tokens then learn to keep what the patches know.
+Unusual: the head's classifier also reads SAM's patches during training. That teaches the shapes of the characters
+first, and the tokens then learn to keep what the patches know.
 """
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, gelu, normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from deepencoder import ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoderConfig
+from deepencoder.reading import ReadingHead, ReadingHeadConfig
 
 from .alignment import alignment_loss
-from .alphabet import ALPHABET
 from .pages import REGIONS
 from .starting_weights import start_weights
 from .targets import CELLS, SLOTS
 from .virtual_pages import crop_position_tables
 
-__all__ = ["ReadingHead", "ReadingObjective", "page_reader_config"]
+__all__ = ["ReadingObjective", "page_reader_config"]
 
 PATCHES = 4
 """Rows, and columns, of SAM's patches in a token's box."""
-PATCH_CELLS = CELLS // PATCHES
-SLOTS_PER_PATCH = PATCH_CELLS**2 * SLOTS
 NEGATIVES = 512
 """Vectors of earlier pages that the pair loss also tells apart."""
 
@@ -54,42 +51,9 @@ def page_reader_config() -> DeepEncoderConfig:
     return DeepEncoderConfig(sam_config=sam, clip_config=clip, projection_dim=448)
 
 
-class ReadingHead(nn.Module):
-    """Reads the characters of a token's box: `(.., token_dim)` -> `(.., cells, cells, slots, characters)`."""
-
-    def __init__(self, token_dim: int = 448, hidden_size: int = 128, intermediate_size: int = 768) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.token_norm = nn.LayerNorm(token_dim)
-        self.up = nn.Linear(token_dim, intermediate_size)
-        self.down = nn.Linear(intermediate_size, token_dim)
-        self.expand = nn.Linear(token_dim, PATCHES**2 * hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.classifier = nn.Linear(hidden_size, SLOTS_PER_PATCH * len(ALPHABET))
-
-    def expand_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Expand tokens to the patches of their boxes: `(.., token_dim)` -> `(.., 16, hidden_size)`."""
-        tokens = tokens + self.down(gelu(self.up(self.token_norm(tokens))))
-        return self.norm(self.expand(tokens).unflatten(-1, (PATCHES**2, self.hidden_size)))
-
-    def classify(self, patches: torch.Tensor) -> torch.Tensor:
-        """Classify the slots of patches: `(.., 16, hidden_size)` -> `(.., 16, 12, characters)`."""
-        return self.classifier(patches).unflatten(-1, (SLOTS_PER_PATCH, len(ALPHABET)))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return slots_by_cell(self.classify(self.expand_tokens(tokens)))
-
-
-def slots_by_cell(values: torch.Tensor) -> torch.Tensor:
-    """Order slots as they lie in the box: `(.., 16, 12, V)` by patch -> `(.., 8, 8, 3, V)`."""
-    values = values.unflatten(-2, (PATCH_CELLS, PATCH_CELLS, SLOTS)).unflatten(-5, (PATCHES, PATCHES))
-    # (.., rows, columns, cell rows, cell columns, slots, V) -> (.., rows, cell rows, columns, cell columns, ..)
-    return values.transpose(-5, -4).flatten(-4, -3).flatten(-5, -4)
-
-
 def slots_by_patch(slots: torch.Tensor) -> torch.Tensor:
-    """Undo [`slots_by_cell`] for targets: `(.., 8, 8, 3)` -> `(.., 16, 12)`."""
-    slots = slots.unflatten(-2, (PATCHES, PATCH_CELLS)).unflatten(-4, (PATCHES, PATCH_CELLS))
+    """Undo the head's `slots_by_cell` for targets: `(.., 8, 8, 3)` -> `(.., 16, 12)`."""
+    slots = slots.unflatten(-2, (PATCHES, -1)).unflatten(-4, (PATCHES, -1))
     # (.., rows, cell rows, columns, cell columns, slots) -> (.., rows, columns, cell rows, cell columns, slots)
     return slots.transpose(-4, -3).flatten(-3).flatten(-3, -2)
 
@@ -148,8 +112,9 @@ class ReadingObjective(nn.Module):
         super().__init__()
         config = page_reader_config() if config is None else config
         self.encoder = DeepEncoder(config)
-        self.head = ReadingHead(config.projection_dim)
-        self.read_patches = nn.Linear(config.sam_config.hidden_size, self.head.hidden_size)
+        head = ReadingHeadConfig(token_dim=config.projection_dim, patches=PATCHES, cells=CELLS, slots=SLOTS)
+        self.head = ReadingHead(head)
+        self.read_patches = nn.Linear(config.sam_config.hidden_size, head.hidden_size)
         self.regions = nn.Linear(config.projection_dim, len(REGIONS))
         self.register_buffer("others", torch.zeros(NEGATIVES, config.clip_config.hidden_size))
         start_weights(self.encoder)
@@ -191,7 +156,7 @@ class ReadingObjective(nn.Module):
             "regions": cross_entropy(self.regions(tokens).flatten(0, 2).float(), regions.flatten()),
         }
         if aligns:
-            in_order = slots_by_cell(token_logits.float().log_softmax(-1)).flatten(-4, -2)
+            in_order = self.head.slots_by_cell(token_logits.float().log_softmax(-1)).flatten(-4, -2)
             losses["texts"] = alignment_loss(in_order.flatten(0, 2), slots.flatten(3).flatten(0, 2))
         if has_pairs:
             losses["pages"] = pair_loss(pages, self.others.clone())

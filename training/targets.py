@@ -7,7 +7,8 @@ the text in reading order even where the page is skewed.
 
 import numpy as np
 
-from .alphabet import EMPTY
+from deepencoder.reading.alphabet import EMPTY
+
 from .pages import REGIONS, Page
 
 __all__ = ["CELLS", "SLOTS", "bordering_texts", "character_slots", "region_kinds", "token_texts"]

@@ -31,7 +31,7 @@ from .reader import PATCHES, ReadingObjective
 
 __all__ = ["Run", "train"]
 
-WEIGHTS = {"patches": 0.5, "tokens": 0.3, "texts": 1.0, "regions": 0.2, "pages": 0.3}
+WEIGHTS = {"patches": 0.5, "tokens": 0.3, "texts": 1.0, "regions": 0.2, "pages": 0.5}
 """Weights of the losses."""
 PAGE_SIDES = (512, 640, 640, 1024)
 """Sides of the pages of which smaller crops are taken to be parts, for their positions."""

@@ -1,4 +1,4 @@
-"""Byte ranges of remote safetensors files: which requests to make, and how to make them.
+"""Byte ranges of remote files: which requests to make, and how to make them.
 
 Unusual: neighbouring tensors are downloaded by one request, a part. Each part is stored as a small safetensors file of
 its own, so that an interrupted download continues where it stopped.
@@ -20,7 +20,7 @@ from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 from safetensors.torch import save_file
 
 from ...configuration.atomic_files import replaced_file
-from .safetensors_files import LENGTH_BYTES, header_length, open_safetensors, parse_header
+from .safetensors_files import open_safetensors
 from .stored_tensors import StoredTensor, as_tensor
 
 __all__ = ["DownloadLimits", "Part", "RangesNotServedError", "RemoteFile", "download_parts", "plan_parts"]
@@ -108,18 +108,6 @@ class RemoteFile:
     @property
     def label(self) -> str:
         return f"{self.repo_id}/{self.name}"
-
-    def read_header(self) -> dict[str, StoredTensor]:
-        """Download and parse the header of a safetensors file.
-
-        Raises:
-            `ValueError`: the header is damaged.
-            `OSError`, `RangesNotServedError`: see `read`.
-        """
-        first_bytes, file_size = self.read(0, LENGTH_BYTES)
-        length = header_length(first_bytes, file_size, self.label)
-        header, _ = self.read(LENGTH_BYTES, LENGTH_BYTES + length)
-        return parse_header(bytes(header), file_size, self.label)
 
     def read(self, start: int, end: int, progress: Callable[[int], object] = _ignore) -> tuple[bytearray, int]:
         """Download the bytes from `start` to `end`.

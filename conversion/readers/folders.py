@@ -51,9 +51,9 @@ def choose_weights(names: Iterable[str]) -> list[str]:
         if row.usual_name in candidates:
             return [row.usual_name]
     for row in FORMATS:
-        chosen = sorted(name for name in candidates if name.endswith(row.suffix))
-        if chosen:
-            return chosen
+        found = [name for name in candidates if name.endswith(row.suffix)]
+        if found:
+            return row.choose(found)
     return []
 
 

@@ -1,7 +1,7 @@
 """Checkpoints on the Hub: only the encoder's tensors are downloaded.
 
-Unusual: a safetensors file is read in place, its header first and then the byte ranges of the needed tensors. Files
-that are in the Hub's cache already are read from there. Pickles are downloaded whole.
+Unusual: safetensors and GGUF files are read in place, the header first and then the byte ranges of the needed tensors.
+Files that are in the Hub's cache already are read from there. Pickles are downloaded whole.
 """
 
 import shutil
@@ -99,7 +99,7 @@ def model_cache(repo_id: str, commit: str, options: HubOptions) -> Path:
 
 
 class RemoteFiles:
-    """The safetensors files of a model on the Hub at one commit, or its pickles if it has no others.
+    """The safetensors files of a model on the Hub at one commit, or its pickles or GGUF file if it has no others.
 
     Args:
         repo_id: `owner/name`.
@@ -120,7 +120,7 @@ class RemoteFiles:
         self._stored: dict[str, tuple[str, StoredTensor]] = {}  # for each tensor also its file
 
     def open(self) -> dict[str, StoredTensor]:
-        """Find the tensors of the model. Of safetensors files, only the headers are downloaded.
+        """Find the tensors of the model. Of safetensors and GGUF files, only the headers are downloaded.
 
         Raises:
             `OSError`: the repository holds no checkpoint, or the server cannot be reached.
@@ -197,8 +197,10 @@ class RemoteFiles:
             raise LocalEntryNotFoundError(
                 f"{self.repo_id}/{file} is not in the cache, and nothing is downloaded offline."
             )
-        if format_of(file).in_place and not options.full_download:
-            return self._remote_file(file).read_header()
+        read_header = format_of(file).read_header
+        if read_header is not None and not options.full_download:
+            remote = self._remote_file(file)
+            return read_header(remote.read, remote.label)
         path = hf_hub_download(
             self.repo_id,
             file,

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .stored_tensors import MOST_AXES, StoredTensor, as_tensor, check_names
+from .stored_tensors import MOST_AXES, ReadBytes, StoredTensor, check_names, read_stored
 
-__all__ = ["LENGTH_BYTES", "header_length", "open_safetensors", "parse_header"]
+__all__ = ["LENGTH_BYTES", "header_length", "open_safetensors", "parse_header", "read_safetensors_header"]
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -120,6 +120,22 @@ def _check_contiguous(tensors: dict[str, StoredTensor], data_start: int) -> int:
     return position
 
 
+def read_safetensors_header(read: ReadBytes, label: str) -> dict[str, StoredTensor]:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        read: reads a range of the file; see [`ReadBytes`].
+        label: how error messages name the file.
+
+    Raises:
+        `ValueError`: the header is damaged.
+    """
+    first_bytes, file_size = read(0, LENGTH_BYTES)
+    length = header_length(first_bytes, file_size, label)
+    header, _ = read(LENGTH_BYTES, LENGTH_BYTES + length)
+    return parse_header(bytes(header), file_size, label)
+
+
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Read the header of a safetensors file.
 
@@ -127,18 +143,11 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         `ValueError`: the file is damaged.
     """
     file_size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = header_length(file.read(LENGTH_BYTES), file_size, str(path))
-        tensors = parse_header(file.read(length), file_size, str(path))
-    return {name: replace(tensor, read=partial(_read, path, tensor)) for name, tensor in tensors.items()}
 
+    def read(start: int, end: int) -> tuple[bytes, int]:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start), file_size
 
-def _read(path: Path, tensor: StoredTensor) -> torch.Tensor:
-    # The bytes are read and not mapped, as the library would do: the model must not change when the file does, and
-    # mapped pages would take memory beside the tensors that are made from them.
-    content = bytearray(tensor.end - tensor.start)
-    with open(path, "rb") as file:
-        file.seek(tensor.start)
-        if file.readinto(content) != len(content):
-            raise OSError(f"{path} became shorter while it was read.")
-    return as_tensor(content, tensor)
+    tensors = read_safetensors_header(read, str(path))
+    return {name: replace(tensor, read=partial(read_stored, path, tensor)) for name, tensor in tensors.items()}

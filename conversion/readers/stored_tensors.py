@@ -2,13 +2,26 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-__all__ = ["LONGEST_NAME", "MOST_AXES", "StoredTensor", "as_tensor", "check_names", "join_shards"]
+__all__ = [
+    "LONGEST_NAME",
+    "MOST_AXES",
+    "ReadBytes",
+    "StoredTensor",
+    "as_tensor",
+    "check_names",
+    "join_shards",
+    "read_stored",
+]
 
 LONGEST_NAME = 1000  # characters
 MOST_AXES = 64  # torch's own limit
+
+ReadBytes = Callable[[int, int], tuple[bytes | bytearray, int]]
+"""Reads the bytes of a file from one offset to another, or to the file's end; returns them and the file's size."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +31,10 @@ class StoredTensor:
     Args:
         shape: its shape.
         dtype: its dtype; None if torch has no equivalent.
-        start: offset of its first byte in the file. Only safetensors files set it.
+        start: offset of its first byte in the file. Only safetensors and GGUF files set it.
         end: offset after its last byte.
         read: a function that reads the tensor; None for a tensor that has not been downloaded.
+        decode: makes the tensor from its bytes in the file; None if these are its values.
     """
 
     shape: tuple[int, ...]
@@ -28,13 +42,33 @@ class StoredTensor:
     start: int = 0
     end: int = 0
     read: Callable[[], torch.Tensor] | None = None
+    decode: Callable[[bytearray], torch.Tensor] | None = None
 
 
 def as_tensor(content: bytearray, tensor: StoredTensor) -> torch.Tensor:
-    """Return the tensor whose bytes in a safetensors file are `content`. The tensor shares their memory."""
+    """Return the tensor whose bytes in its file are `content`. It shares their memory unless it is decoded."""
     assert tensor.dtype is not None
+    if tensor.decode is not None:
+        return tensor.decode(content)
     flat = torch.frombuffer(content, dtype=tensor.dtype) if content else torch.empty(0, dtype=tensor.dtype)
     return flat.reshape(tensor.shape)
+
+
+def read_stored(path: Path, tensor: StoredTensor) -> torch.Tensor:
+    """Read a tensor from its bytes in a file.
+
+    The bytes are read and not mapped, as the libraries would do: the model must not change when the file does, and
+    mapped pages would take memory beside the tensors that are made from them.
+
+    Raises:
+        `OSError`: the file ends too early.
+    """
+    content = bytearray(tensor.end - tensor.start)
+    with open(path, "rb") as file:
+        file.seek(tensor.start)
+        if file.readinto(content) != len(content):
+            raise OSError(f"{path} became shorter while it was read.")
+    return as_tensor(content, tensor)
 
 
 def check_names(names: Iterable[str], file: str) -> None:

@@ -1,6 +1,11 @@
-"""`deepencoder convert`: models of this package from checkpoints of other code, and back."""
+"""`deepencoder convert`: models of this package from checkpoints of other code, and back.
+
+Unusual: `--to` has two meanings. An encoder is put back into a copy of an original; or, for formats in which that is
+impossible, a new file is written.
+"""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -14,6 +19,7 @@ from ..conversion.layouts import LAYOUTS
 from .dataclass_options import takes_options
 from .errors import UserError, reported_as
 from .files import check_target, files_of_model
+from .models import Source, load_any_model
 from .options import Dtype, FullDownloadOption, RevisionOption
 from .terminal import make_console
 
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvertOptions", "convert"]
 
-Slug = Enum("Slug", {layout.slug: layout.slug for layout in LAYOUTS}, type=str)  # type: ignore[misc]
+GGUF = "gguf"
+SLUGS = (*(layout.slug for layout in LAYOUTS if not layout.is_gguf), GGUF)
+Slug = Enum("Slug", {slug: slug for slug in SLUGS}, type=str)  # type: ignore[misc]
+OutType = Enum("OutType", {name: name for name in ("f32", "f16", "bf16", "q8_0")}, type=str)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,8 @@ class ConvertOptions:
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Checkpoint to convert: a Hub id, a folder, or a .safetensors, .pth, .pt or .bin file. With --to: "
-            "the encoder to put back.",
+            help="Checkpoint to convert: a Hub id, a folder, or a .safetensors, .pth, .pt, .bin or .gguf file. With "
+            "--to: the encoder to put back, or to write.",
             show_default=False,
         ),
     ]
@@ -43,7 +52,8 @@ class ConvertOptions:
         str,
         typer.Argument(
             metavar="TARGET",
-            help="Folder to write; it must not exist yet. With --to: the original checkpoint to copy.",
+            help="Folder to write; it must not exist yet. With --to LAYOUT: the original checkpoint to copy. With "
+            "--to gguf: the file to write.",
             show_default=False,
         ),
     ]
@@ -51,7 +61,7 @@ class ConvertOptions:
         Path | None,
         typer.Argument(
             metavar="TARGET",
-            help="With --to: the folder to write. The arguments are then ENCODER ORIGINAL TARGET.",
+            help="With --to LAYOUT: the folder to write. The arguments are then ENCODER ORIGINAL TARGET.",
             show_default=False,
         ),
     ] = None
@@ -60,9 +70,13 @@ class ConvertOptions:
         typer.Option(
             metavar="LAYOUT",
             help="Put an encoder back: write a copy of ORIGINAL, which has this layout, with the weights of ENCODER. "
-            f"Layouts: {', '.join(slug.value for slug in Slug)}.",
+            f"Layouts: {', '.join(SLUGS[:-1])}. Or gguf: write ENCODER as the mmproj file of llama.cpp.",
             show_default=False,
         ),
+    ] = None
+    outtype: Annotated[
+        OutType | None,
+        typer.Option(help="With --to gguf: type of the matrices. Default: f32.", show_default=False),
     ] = None
     verify: Annotated[
         bool | None,
@@ -104,17 +118,27 @@ def convert(options: ConvertOptions) -> None:
     deepencoder convert SOURCE TARGET
 
     deepencoder convert --to deepseek-ocr ENCODER ORIGINAL TARGET
+
+    deepencoder convert --to gguf ENCODER TARGET.gguf
     """
-    if (options.third is None) != (options.to is None):
-        raise UserError("convert takes SOURCE TARGET, or --to LAYOUT ENCODER ORIGINAL TARGET.")
+    is_gguf = options.to is not None and options.to.value == GGUF
+    if (options.third is None) != (options.to is None or is_gguf):
+        raise UserError(
+            "convert takes SOURCE TARGET, or --to LAYOUT ENCODER ORIGINAL TARGET, or --to gguf ENCODER TARGET.gguf."
+        )
+    if options.outtype is not None and not is_gguf:
+        raise UserError("--outtype is for --to gguf only.")
     target = options.third or Path(options.second)
+    if is_gguf:
+        check_target(target, "TARGET", (".gguf",))
     if target.exists():
         raise UserError(f"TARGET: {target} exists already.")
-    original = None if options.to is None else options.second
+    original = options.second if options.third is not None else None
     inputs = [target, *files_of_model(options.source), *files_of_model(original)]
     check_target(options.report, "--report", (".json",), inputs)
-    with reported_as(f"{options.source} cannot be converted", OSError, ValueError):
-        result, lines = (_convert if options.to is None else _restore)(options, target)
+    work = _write_gguf if is_gguf else _convert if options.to is None else _restore
+    with reported_as(f"{options.source} cannot be converted", OSError, ValueError, ImportError):
+        result, lines = work(options, target)
     if options.report is not None:
         write_text(options.report, json.dumps(result.to_dict(), indent=2) + "\n")
     console = make_console()
@@ -145,6 +169,18 @@ def _restore(options: ConvertOptions, target: Path) -> tuple[Any, Iterator[str]]
     hub = HubOptions(revision=options.revision, full_download=options.full_download)
     report = restore_checkpoint(options.source, options.second, target, options.to.value, hub)
     return report, _describe_restored(report, target)
+
+
+def _write_gguf(options: ConvertOptions, target: Path) -> tuple[Any, Iterator[str]]:
+    """Write an encoder as a file for llama.cpp. Return the report, and the lines to print."""
+    from ..conversion.gguf_writer import write_gguf
+
+    model = load_any_model(Source(options.source, False, options.revision, options.full_download), options.dtype)
+    outtype = "f32" if options.outtype is None else str(options.outtype.value)
+    report = write_gguf(model, target, outtype)
+    kinds = ", ".join(f"{count} in {kind}" for kind, count in Counter(report.types.values()).items())
+    lines = [f"{type(model).__name__} -> llama.cpp, {len(report.types)} tensors, {kinds}: {target}"]
+    return report, iter([*lines, *(f"zeros: {name} ({reason})" for name, reason in report.zeros.items())])
 
 
 def _describe_converted(result: "ConversionReport", target: Path) -> Iterator[str]:

@@ -17,9 +17,9 @@ from rich.table import Table
 from ..configuration.atomic_files import replaced_file
 from ..extraction.outputs import take_outputs
 from .dataclass_options import takes_options
-from .errors import UserError, one_line
+from .errors import UserError, one_line, reported_as
 from .files import check_target, files_of_model
-from .models import load_model, load_processor, name_source, pick_device
+from .models import PAGE_READER, Source, load_model, load_processor, name_source, pick_device
 from .options import (
     DeviceOption,
     Dtype,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..processing.token_layout import TokenLayout
+    from ..reading.page_text import PageText
+    from ..reading.reading_head import ReadingHead
 
 __all__ = ["EncodeOptions", "encode"]
 
@@ -55,6 +57,7 @@ class _Encoding:
         layout: where the tokens lie on the page.
         chosen: the token that the picture compares with all others; None for the most salient one.
         seconds: how long preparing and encoding took.
+        read: what was read of the page, with `--read`.
     """
 
     name: str
@@ -64,6 +67,7 @@ class _Encoding:
     layout: "TokenLayout"
     chosen: int | None
     seconds: float
+    read: "PageText | None"
 
     @property
     def view_grid(self) -> tuple[int, int]:
@@ -80,12 +84,18 @@ class _Encoding:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A model with its image processor, the mode to use instead of the processor's own, and `--similar-to`."""
+    """A model with its image processor, the mode to use instead of the processor's own, and what else is wanted.
+
+    Args:
+        point: the point of `--similar-to`.
+        head: the head for `--read`.
+    """
 
     model: Any
     processor: Any
     mode: str | None
     point: tuple[int, int] | None
+    head: "ReadingHead | None"
 
     @property
     def mode_name(self) -> str | None:
@@ -101,6 +111,7 @@ class _Encoder:
         import torch
 
         from ..processing.images import to_rgb
+        from ..reading.page_text import read_page
 
         start = time.perf_counter()
         page = to_rgb(name, index)
@@ -112,8 +123,10 @@ class _Encoder:
         on_device = {key: inputs[key].to(device) for key in inputs if key.startswith("pixel_values")}
         with torch.inference_mode():
             outputs = self.model(**on_device, patches_grid=inputs["patches_grid"].tolist())
-        outputs.vision_tokens[0].cpu()  # Waits for the device.
-        return _Encoding(name, page, inputs, outputs, layout, chosen, time.perf_counter() - start)
+        tokens = outputs.vision_tokens[0].cpu()  # Waits for the device.
+        seconds = time.perf_counter() - start
+        read = None if self.head is None else read_page(self.head, tokens, layout)
+        return _Encoding(name, page, inputs, outputs, layout, chosen, seconds, read)
 
     def _lay_out(self, page: "Image.Image", mode: dict[str, str]) -> Any:
         from ..processing.placement import cell_fields
@@ -139,12 +152,14 @@ class _Results:
         table: one row per image.
         tensors, metadata: content of the file of features.
         pictures: drawings, and the files that they go to.
+        texts: names of images, and what was read of them.
     """
 
     table: Table
     tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=lambda: {"format": "pt"})
     pictures: "list[tuple[Path, Image.Image]]" = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
 
     def add_row(self, encoding: _Encoding) -> None:
         name, (width, height), (columns, rows) = encoding.name, encoding.page.size, encoding.tile_grid
@@ -155,6 +170,8 @@ class _Results:
             str(len(encoding.outputs.vision_tokens[0])),
             f"{encoding.seconds:.2f}",
         )
+        if encoding.read is not None:
+            self.texts.append((name, encoding.read.text))
 
     def add_features(self, index: int, encoding: _Encoding, facts: dict[str, Any]) -> None:
         import torch
@@ -166,6 +183,8 @@ class _Results:
         self.tensors[f"{index}.boxes"] = torch.from_numpy(boxes).float()
         self.tensors[f"{index}.is_padding"] = torch.from_numpy(is_padding)
         width, height = encoding.page.size
+        if encoding.read is not None:
+            facts |= {"text": encoding.read.text, "token_texts": encoding.read.tokens}
         self.metadata[str(index)] = json.dumps(
             {
                 "image": encoding.name,
@@ -269,6 +288,14 @@ class EncodeOptions:
             show_default=False,
         ),
     ] = None
+    read: Annotated[
+        bool,
+        typer.Option(
+            "--read",
+            help="Print the text of the pages as the model's reading head reads it from the vision tokens. The model "
+            "that ships with the package has one. This shows what tokens carry; it is no OCR.",
+        ),
+    ] = False
     revision: RevisionOption = None
     full_download: FullDownloadOption = False
     trust_remote_code: TrustOption = False
@@ -281,7 +308,8 @@ def encode(options: EncodeOptions) -> None:
     Prints a table. FILE.safetensors holds, for the image at position I, `I.pooled`, `I.tokens` (the fused tokens of
     the global view, then those of each tile) and `I.vision_tokens`, and in its metadata under `I` the name, size and
     grids of the image as JSON. `I.boxes` holds left, top, right and bottom of each vision token in pixels of the image
-    (NaN for newlines and the separator), and `I.is_padding` whether no pixel of the image is in it.
+    (NaN for newlines and the separator), and `I.is_padding` whether no pixel of the image is in it. With --read, the
+    metadata has the `text` of the page and `token_texts`, the text in the box of each vision token.
 
     FILE.png shows the views with their token grids, the features of each token as colours, and a heat map of the
     tokens that are similar to one of them.
@@ -300,7 +328,7 @@ def encode(options: EncodeOptions) -> None:
             continue
         results.add_row(encoding)
         if options.output is not None:
-            results.add_features(index, encoding, {"mode": encoder.mode_name, "model": options.model})
+            results.add_features(index, encoding, {"mode": encoder.mode_name, "model": options.model or PAGE_READER})
         if pictures:
             results.pictures.append((pictures[index], _draw(encoding, encoder.processor)))
 
@@ -312,6 +340,10 @@ def encode(options: EncodeOptions) -> None:
         console.print(results.table)
     if results.tensors:
         console.print(f"Features: {options.output}", soft_wrap=True)
+    for name, text in results.texts:
+        lines = ["", *([f"{name}:", ""] if len(options.images) > 1 else []), *text.splitlines()]
+        for line in lines:
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
     for path, _ in results.pictures:
         console.print(f"Picture: {path}", soft_wrap=True)
     if failures:
@@ -341,7 +373,15 @@ def _load_encoder(options: EncodeOptions) -> _Encoder:
     source = name_source(options.model, options.trust_remote_code, options.revision, options.full_download)
     model, processor = load_model(source, options.dtype, device, options.runtime), load_processor(source)
     mode = None if options.mode is None else options.mode.value
-    return _Encoder(model, processor, mode, options.similar_to)
+    head = _load_head(source) if options.read else None
+    return _Encoder(model, processor, mode, options.similar_to, head)
+
+
+def _load_head(source: Source) -> "ReadingHead":
+    from ..reading.reader import load_head
+
+    with reported_as("--read", ValueError, OSError):
+        return load_head(source.model, revision=source.revision)
 
 
 def _encode_all(encoder: _Encoder, images: list[str]) -> Iterator[tuple[int, _Encoding | None]]:

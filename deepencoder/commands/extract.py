@@ -26,7 +26,7 @@ from ..extraction.outputs import DTYPES, OUTPUTS
 from ..processing.token_pooling import VectorOptions
 from .dataclass_options import takes_options
 from .errors import UserError, one_line, reported_as
-from .models import Source, load_model, load_processor, name_source, pick_device, runtime_of
+from .models import PAGE_READER, Source, load_model, load_processor, name_source, pick_device, runtime_of
 from .options import (
     DeviceOption,
     Dtype,
@@ -193,12 +193,10 @@ def _make_run_options(options: ExtractOptions) -> settings.RunOptions:
     )
 
 
-def _identify(source: Source | None) -> tuple[str, Source | None]:
+def _identify(source: Source) -> tuple[str, Source]:
     """Return the identity of the model's weights, and the source of the very weights that have it."""
     from ..extraction.models import identify_model, revision_of
 
-    if source is None:
-        return "demo", None
     with reported_as(f"--model {source.model!r} cannot be loaded", OSError, ValueError):
         identity = identify_model(source.model, source.revision)
     return identity, replace(source, revision=revision_of(identity) or source.revision)
@@ -208,7 +206,7 @@ def _make_settings(options: ExtractOptions, processor: Any, commit: str, runtime
     try:
         return settings.ExtractionSettings(
             sources=tuple(options.sources or ()),
-            model=options.model or "demo",
+            model=options.model or PAGE_READER,
             commit=commit,
             mode=options.mode.value if options.mode is not None else processor.mode or "custom",
             outputs=tuple(name.strip() for name in options.outputs.split(",")),
@@ -229,7 +227,7 @@ def _make_settings(options: ExtractOptions, processor: Any, commit: str, runtime
 class _LoadModel:
     """Loads the model where it is called: in this process, or in an actor on another machine."""
 
-    def __init__(self, source: Source | None, options: ExtractOptions, device: str | None, processor: Any) -> None:
+    def __init__(self, source: Source, options: ExtractOptions, device: str | None, processor: Any) -> None:
         self.source, self.device, self.processor = source, device, processor
         self.dtype, self.runtime = options.model_dtype, options.runtime
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..processing.modes import modes_of
 from .errors import reported_as
-from .models import Source, load_config, load_processor
+from .models import Source, load_config, load_processor, name_source
 from .options import RevisionOption, TrustOption
 from .terminal import make_console
 
@@ -24,7 +24,7 @@ def info(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Folder or Hub id of a model. Default: the tiny demo model.",
+            help="Folder or Hub id of a model. Default: the page reader that ships with the package.",
             show_default=False,
         ),
     ] = None,
@@ -43,12 +43,12 @@ def info(
     from ..sharing.model_facts import MEASURED_ON, measurements_of
 
     console = make_console()
-    source = None if model is None else Source(model, trust_remote_code, revision)
+    source = name_source(model, trust_remote_code, revision, notice=False)
     config = _read_config(source, console)
-    with reported_as(f"{model!r} is not a model that can be built", Exception), torch.device("meta"):
+    with reported_as(f"{source.name!r} is not a model that can be built", Exception), torch.device("meta"):
         built = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     count = built.num_parameters()
-    console.print(f"{model or 'demo model'}: {type(built).__name__}, {count:,} parameters")
+    console.print(f"{source.name}: {type(built).__name__}, {count:,} parameters")
     console.print(_describe_size(source, config, count), soft_wrap=True)
     console.print(_list_parts(built))
     if reads_pages(config):
@@ -64,13 +64,10 @@ def info(
         console.print(where, soft_wrap=True)
 
 
-def _read_config(source: Source | None, console: Console) -> Any:
+def _read_config(source: Source, console: Console) -> Any:
     """Read or infer a model's configuration; print what a checkpoint of other code was recognised as."""
-    from .. import DeepEncoderConfig
     from ..conversion.from_original import plan_original
 
-    if source is None:
-        return DeepEncoderConfig.tiny()
     if not source.is_original:
         return load_config(source)
     with reported_as(f"{source.model!r} cannot be loaded", OSError, ValueError):
@@ -81,13 +78,13 @@ def _read_config(source: Source | None, console: Console) -> Any:
     return plan.config
 
 
-def _describe_size(source: Source | None, config: Any, num_parameters: int) -> str:
+def _describe_size(source: Source, config: Any, num_parameters: int) -> str:
     """Return the size of the weights in each dtype, and how those of a folder are stored."""
     from ..sharing.model_facts import describe_stored, describe_weights
 
     text = f"weights: {describe_weights(num_parameters)}"
     stored = None
-    if source is not None and os.path.isdir(source.model) and not source.is_original:
+    if os.path.isdir(source.model) and not source.is_original:
         stored = describe_stored(Path(source.model))
     if stored is not None:
         return f"{text}; stored: {stored}"

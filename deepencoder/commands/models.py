@@ -1,7 +1,7 @@
 """How models are named on the command line, and how they are loaded.
 
-Unusual: a model may be a checkpoint of other code, which is converted while it is loaded. Without a name, a tiny model
-with fixed random weights stands in, so that every command can be tried at once.
+Unusual: a model may be a checkpoint of other code, which is converted while it is loaded. Without a name, the small
+page reader that ships with the package is used, so that every command can be tried at once.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..reading.shipped import page_reader
 from .errors import UserError, reported_as
 from .options import Dtype, Runtime
 from .terminal import print_warning
@@ -28,7 +29,8 @@ __all__ = [
     "runtime_of",
 ]
 
-DEMO_NOTICE = "No --model given: using a tiny demo model with fixed random weights. Its features mean nothing."
+PAGE_READER = "page-reader"
+"""What the model that ships with the package is called."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Source:
 
         if not os.path.exists(self.model) and not looks_like_hub_id(self.model):
             raise UserError(f"{self.model!r} cannot be loaded: there is no such file or folder.")
+
+    @property
+    def name(self) -> str:
+        """What to call the model: its folder, file or Hub id, and the shipped one by its name."""
+        return PAGE_READER if self.model == page_reader() else self.model
 
     def find(self, name: str) -> str | None:
         """Return the path of a file of the model, downloaded if need be, or None if the model has no such file."""
@@ -84,17 +91,21 @@ class Source:
 
 
 def name_source(
-    model: str | None, trust_remote_code: bool, revision: str | None, full_download: bool, notice: bool = True
-) -> Source | None:
+    model: str | None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    full_download: bool = False,
+    notice: bool = True,
+) -> Source:
     """Return the source that the options of a command name.
 
-    Without `--model` this is None, which stands for the demo model; unless `notice` is off, a notice says so.
+    Without `--model` it is the page reader that ships with the package; unless `notice` is off, a notice says so.
     """
-    if model is not None:
-        return Source(model, trust_remote_code, revision, full_download)
-    if notice:
-        print_warning(DEMO_NOTICE)
-    return None
+    if model is None:
+        if notice:
+            print_warning(f"No --model given: using {PAGE_READER}, the small model that ships with the package.")
+        return Source(page_reader())
+    return Source(model, trust_remote_code, revision, full_download)
 
 
 def pick_device(device: str | None) -> "torch.device":
@@ -110,8 +121,8 @@ def pick_device(device: str | None) -> "torch.device":
     return chosen
 
 
-def load_model(source: Source | None, dtype: Dtype, device: "torch.device", runtime: Runtime | None = None) -> Any:
-    """Load a [`DeepEncoder`], ready for inference on a device; the demo model for None.
+def load_model(source: Source, dtype: Dtype, device: "torch.device", runtime: Runtime | None = None) -> Any:
+    """Load a [`DeepEncoder`], ready for inference on a device.
 
     With a runtime other than torch, and for a folder of exported graphs, it is an [`ExportedDeepEncoder`]. With
     `Dtype.auto` torch computes in the dtype of the checkpoint, or in float32 on a CPU without instructions for that.
@@ -132,11 +143,11 @@ def load_model(source: Source | None, dtype: Dtype, device: "torch.device", runt
     return model.to(device).eval()
 
 
-def runtime_of(source: Source | None, runtime: Runtime | None) -> str:
+def runtime_of(source: Source, runtime: Runtime | None) -> str:
     """Return what computes a model: the runtime that was asked for, or the one that its folder is for."""
     if runtime is not None:
         return str(runtime.value)
-    if source is None or not os.path.isdir(source.model):
+    if not os.path.isdir(source.model):
         return "torch"
     from ..runtimes.graph_folders import choose_runtime, find_exported
 
@@ -147,9 +158,7 @@ def runtime_of(source: Source | None, runtime: Runtime | None) -> str:
         return choose_runtime(None, folder).name
 
 
-def _load_exported(source: Source | None, dtype: Dtype, device: "torch.device", runtime: Runtime | None) -> Any:
-    if source is None:
-        raise UserError("--runtime needs --model: the demo model runs in torch only.")
+def _load_exported(source: Source, dtype: Dtype, device: "torch.device", runtime: Runtime | None) -> Any:
     if device.type != "cpu":
         print_warning(f"Exported graphs run on the CPU, not on {device}.")
     from ..runtimes import ExportedDeepEncoder
@@ -160,29 +169,16 @@ def _load_exported(source: Source | None, dtype: Dtype, device: "torch.device", 
         return ExportedDeepEncoder.from_pretrained(source.model, runtime=name, dtype=dtype.value, **options)
 
 
-def _load_deepencoder(source: Source | None, dtype: Dtype) -> Any:
+def _load_deepencoder(source: Source, dtype: Dtype) -> Any:
     from .. import DeepEncoderConfig
     from ..configuration.composite import reads_pages
 
-    if source is None:
-        return _make_demo_model(dtype)
     if source.is_original:
         return _load_original_deepencoder(source, dtype)
     config, wanted = load_config(source), DeepEncoderConfig.model_type
     if not reads_pages(config):
         raise UserError(f"--model {source.model!r} is a {config.model_type!r}; this command needs a {wanted!r}.")
     return _load_own(source, dtype)
-
-
-def _make_demo_model(dtype: Dtype) -> Any:
-    import torch
-
-    from .. import DeepEncoder, DeepEncoderConfig
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        demo = DeepEncoder(DeepEncoderConfig.tiny())
-    return demo if dtype is Dtype.auto else demo.to(getattr(torch, dtype.value))
 
 
 def _load_original_deepencoder(source: Source, dtype: Dtype) -> Any:
@@ -229,7 +225,7 @@ def load_config(source: Source) -> Any:
         return AutoConfig.from_pretrained(source.model, **source.own_options)
 
 
-def load_processor(source: Source | None) -> Any:
+def load_processor(source: Source) -> Any:
     """Load the model's own image processor; one with the default fields if the model comes without."""
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.utils import IMAGE_PROCESSOR_NAME
@@ -237,8 +233,6 @@ def load_processor(source: Source | None) -> Any:
     from .. import DeepEncoderImageProcessor
     from ..processing.modes import mode_for
 
-    if source is None:
-        return DeepEncoderImageProcessor()
     with reported_as(f"The image processor of {source.model!r} cannot be loaded", Exception):
         if source.is_original:
             return DeepEncoderImageProcessor.from_original(source.model, **source.original_options)

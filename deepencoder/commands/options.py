@@ -40,7 +40,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         help="Folder or Hub id of a model: one of this package, or an original such as deepseek-ai/DeepSeek-OCR. "
-        "Default: a tiny demo model with random weights.",
+        "Default: the small page reader that ships with the package.",
         show_default=False,
     ),
 ]

@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deepencoder import ClipVisionEncoderConfig, DeepEncoder, DeepEncoderConfig, SamEncoderConfig
 from deepencoder.conversion.gguf_writer import GGUF_TYPES, write_gguf
+from deepencoder.conversion.key_mapping import revert_state_dict
+from deepencoder.conversion.key_tables import DEEPENCODER_LLAMA_CPP, DEEPENCODER_OLLAMA
 
 from ..conftest import randomize
 
@@ -28,9 +31,10 @@ def read(path: Path) -> Any:
 
 
 def test_names_shapes_and_numbers(model: Any, tmp_path: Path) -> None:
-    write_gguf(model, tmp_path / "mmproj.gguf")
+    report = write_gguf(model, tmp_path / "mmproj.gguf")
     _, tensors = read(tmp_path / "mmproj.gguf")
-    assert len(tensors) == len(model.state_dict())
+    assert set(report.zeros) == set(tensors) - set(revert_state_dict(model.state_dict(), DEEPENCODER_LLAMA_CPP))
+    assert not tensors["v.patch_embd.weight"].data.any() and set(report.types) == set(tensors)
     for there, here in {
         "v.sam.pos_embd.weight": "sam_encoder.embeddings.position_embedding",
         "v.sam.blk.11.attn.qkv.weight": "sam_encoder.layers.11.attn.qkv.weight",
@@ -83,3 +87,58 @@ def test_what_llama_cpp_would_compute_differently_is_refused(tmp_path: Path, tin
     with pytest.raises(ValueError, match="gguf_type must be one of 'f32'.*got 'q4'"):
         write_gguf(model, path, "q4")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("gguf_type", "atol"), [("f32", 0.0), ("f16", 1e-3), ("bf16", 1e-2), ("q8_0", 2e-2)])
+def test_what_was_written_is_read(model: Any, tmp_path: Path, gguf_type: str, atol: float) -> None:
+    path = tmp_path / "mmproj.gguf"
+    write_gguf(model, path, gguf_type)
+    loaded = DeepEncoder.from_original(path, num_attention_heads=model.config.clip_config.num_attention_heads)
+    assert loaded.config.sam_config.global_attn_indexes == (2, 5, 8, 11)
+    expected = model.state_dict()
+    assert set(loaded.state_dict()) == set(expected)
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor.float(), expected[name], atol=atol, rtol=atol, msg=name)
+
+
+def test_ollama_files_are_read(model: Any, tmp_path: Path) -> None:
+    """Their names, beside the tensors of a language model."""
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "deepseekocr")
+    names = revert_state_dict(model.state_dict(), DEEPENCODER_OLLAMA)
+    for there, here in {
+        "s.blk.3.attn.rel_pos_h": "sam_encoder.layers.3.attn.rel_pos_h",
+        "v.blk.1.self_attn.qkv_proj.bias": "clip_encoder.layers.1.self_attn.qkv_proj.bias",
+        "mm.layers.weight": "projector.layers.0.weight",
+    }.items():
+        assert torch.equal(names[there], model.state_dict()[here])
+    for name, tensor in (
+        names | {"token_embd.weight": torch.zeros(4, 4), "blk.0.attn_q.weight": torch.ones(2, 2)}
+    ).items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    heads = model.config.clip_config.num_attention_heads
+    loaded = DeepEncoder.from_original(tmp_path / "model.gguf", num_attention_heads=heads)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_the_command_line(cli: Any, model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "encoder")
+    path = tmp_path / "mmproj.gguf"
+    code, out, err = cli("convert", "--to", "gguf", tmp_path / "encoder", path, "--outtype", "q8_0")
+    assert code == 0 and "in q8_0" in out and "zeros: v.patch_embd.weight" in out, err
+    heads = ("--num-attention-heads", str(model.config.clip_config.num_attention_heads))
+    code, out, err = cli("convert", path, tmp_path / "again", *heads)
+    assert code == 0 and "in llama.cpp -> DeepEncoder" in out and "left behind: v.patch_embd.weight" in out, err
+    assert DeepEncoder.from_pretrained(tmp_path / "again").dtype == torch.float32
+    for arguments, words in (
+        (("--to", "gguf", tmp_path / "encoder", tmp_path / "file.bin"), "TARGET"),
+        (("--to", "gguf", tmp_path / "encoder", path, tmp_path / "third"), "convert takes"),
+        (("--to", "gguf", tmp_path / "encoder", path), "exists already"),
+        ((path, tmp_path / "other", "--outtype", "f16"), "--outtype"),
+    ):
+        code, out, err = cli("convert", *arguments)
+        assert code == 2 and out == "" and words in err and len(err.splitlines()) == 1, err

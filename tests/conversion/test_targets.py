@@ -22,7 +22,6 @@ def test_optional_parts_are_parts_of_the_models() -> None:
 def test_what_verification_reads_belongs_to_the_encoder() -> None:
     for layout in LAYOUTS:
         prefixes = tuple(old for old, _ in layout.reference_prefixes)
-        renamed_by_transformers = TARGETS[layout.model_type].reference.renamed_by == "transformers"
-        assert bool(prefixes) == renamed_by_transformers, layout.slug
+        assert (layout.renamed_by == "transformers") == bool(prefixes), layout.slug
         for name in (*prefixes, *layout.reference_projection):
             assert name.startswith(layout.claims), (layout.slug, name)

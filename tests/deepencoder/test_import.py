@@ -19,6 +19,7 @@ ROOMS = {
     "extraction": {"configuration", "modeling", "processing"},
     "conversion": {"configuration", "modeling", "processing"},
     "integrations": {"configuration", "modeling", "processing", "extraction", "conversion"},
+    "reading": {"configuration", "processing"},
     "runtimes": {"configuration", "modeling", "processing", "extraction", "conversion"},
     "sharing": {"configuration", "modeling", "processing", "conversion"},
 }

@@ -12,7 +12,12 @@ from ..conversion.samples import build, layout_of, state_dict_there
 
 def test_info(cli: Any, tmp_path: Path) -> None:
     code, out, _ = cli("info")
-    assert code == 0 and "94,320" in out and "sam_encoder" in out and "image_newline" in out
+    assert (
+        code == 0
+        and "page-reader: DeepEncoder, 5,741,152 parameters" in out
+        and "sam_encoder" in out
+        and "image_newline" in out
+    )
     DeepEncoderConfig().save_pretrained(tmp_path)  # The folder has no weights: info reads none.
     code, out, _ = cli("info", tmp_path)
     assert code == 0 and "400,770,048" in out and "95,569,152" in out
@@ -26,7 +31,7 @@ def test_info(cli: Any, tmp_path: Path) -> None:
 def test_what_a_user_decides_by(cli: Any, tmp_path: Path) -> None:
     """The size of the weights, and costs for the size that was measured."""
     _, out, _ = cli("info")
-    assert "377 kB in float32" in out and "Intel" not in out
+    assert "weights: 23 MB in float32" in out and "stored: 11.5 MB in float16" in out and "Intel" not in out
     DeepEncoderConfig(dtype="bfloat16").save_pretrained(tmp_path / "published")
     _, out, _ = cli("info", tmp_path / "published")
     assert "weights: 1.6 GB in float32, 802 MB in bfloat16 or float16; stored in bfloat16" in out

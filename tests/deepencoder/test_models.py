@@ -1,5 +1,6 @@
-"""How the commands find and load models: the demo model, whole and damaged folders."""
+"""How the commands find and load models: the one that ships with the package, whole and damaged folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import deepencoder
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor
 
 
@@ -55,15 +57,19 @@ def test_damaged_models_are_one_line(cli: Any, how: str, words: list[str], examp
     assert all(word in err for word in words), err
 
 
-def test_the_demo_model_is_the_same_every_time(cli: Any, example_page: Path, tmp_path: Path) -> None:
-    tokens = []
-    for index in range(2):
-        torch.manual_seed(index)
-        output = tmp_path / f"{index}.safetensors"
-        assert cli("encode", example_page, "--mode", "tiny", "-o", output, "--dtype", "float32")[0] == 0
-        with safe_open(output, "pt") as file:
-            tokens.append(file.get_tensor("0.vision_tokens"))
-    assert torch.equal(*tokens)
+def test_the_shipped_model_is_used_where_none_is_named(cli: Any, example_page: Path, tmp_path: Path) -> None:
+    output = tmp_path / "features.safetensors"
+    code, _, err = cli("encode", example_page, "--mode", "tiny", "-o", output)
+    assert code == 0 and err.splitlines() == [
+        "No --model given: using page-reader, the small model that ships with the package."
+    ]
+    model = DeepEncoder.from_pretrained(deepencoder.page_reader()).eval()
+    inputs = DeepEncoderImageProcessor(mode="tiny")(str(example_page), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).vision_tokens[0]
+    with safe_open(output, "pt") as file:
+        torch.testing.assert_close(file.get_tensor("0.vision_tokens"), expected)
+        assert json.loads(file.metadata()["0"])["model"] == "page-reader"
 
 
 @pytest.mark.parametrize("command", ["info", "encode", "export", "convert", "extract"])

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from training.export import export, load_reader
@@ -16,7 +17,8 @@ def test_an_export_is_a_model_with_its_processor_and_head(tmp_path: Path) -> Non
     folder = tmp_path / "export"
     export(tmp_path / "run", folder)
     assert (folder / "model.safetensors").stat().st_size < 12e6
-    assert AutoModel.from_pretrained(folder).dtype == torch.float16
+    assert load_file(folder / "model.safetensors")["image_newline"].dtype == torch.float16
+    assert AutoModel.from_pretrained(folder).dtype == torch.float32  # Many CPUs are slow in float16.
     processor = AutoImageProcessor.from_pretrained(folder)
     assert dict(processor.size) == {"height": 640, "width": 640}
     loaded, pixels = load_reader(folder), torch.randn(1, 3, 128, 128)

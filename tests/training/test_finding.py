@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from training.finding import QUERIES, late_interaction, photograph, recall, thumbnail, vectors_of
+from training.finding import QUERIES, compare, late_interaction, recall, thumbnail, vectors_of
 from training.materials import Materials
 from training.reader import ReadingObjective
 
@@ -24,7 +24,7 @@ def test_queries_show_the_page_in_other_ways(materials: Materials) -> None:
     images = {name: draw(0, materials) for name, draw in QUERIES.items()}
     assert {image.size for image in images.values()} == {(512, 512)}
     assert len({image.tobytes() for image in images.values()}) == len(images)
-    assert photograph(images["page"], 1).tobytes() == photograph(images["page"], 1).tobytes()
+    assert QUERIES["photograph"](0, materials).tobytes() == images["photograph"].tobytes()
 
 
 def test_vectors_of_pages(materials: Materials) -> None:
@@ -32,5 +32,5 @@ def test_vectors_of_pages(materials: Materials) -> None:
     images = [QUERIES["page"](number, materials).resize((128, 128)) for number in range(3)]
     vectors = vectors_of(ReadingObjective().encoder.eval(), images, batch_size=2)
     assert vectors.pooled.shape == (3, 320) and vectors.tokens.shape == (3, 4, 448)
-    torch.testing.assert_close(vectors.pooled.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(compare(vectors, vectors)["pooled vector"].diagonal(), torch.ones(3))
     assert abs(thumbnail(images[0]).mean()) < 1e-3

@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.alphabet import ALPHABET
+from deepencoder.reading.alphabet import ALPHABET
 from training.materials import Materials
 from training.pages import PageStyle, draw_page
 

@@ -4,7 +4,7 @@ import numpy as np
 import pypdfium2
 import pytest
 
-from training.alphabet import ALPHABET
+from deepencoder.reading.alphabet import ALPHABET
 from training.pages import Page
 from training.pdf_pages import pdf_squares, read_pdf_page
 

@@ -1,20 +1,18 @@
 import numpy as np
 import torch
 
-from training.alphabet import ALPHABET
+from deepencoder.reading import ReadingHead, ReadingHeadConfig
+from deepencoder.reading.alphabet import ALPHABET
 from training.corpus import Batches, Stage, crop_page, make_batch
 from training.evaluation import edit_distance, evaluate_reading, read_tokens
 from training.materials import Materials
 from training.pages import PageStyle, draw_page
 from training.reader import (
     PATCHES,
-    SLOTS_PER_PATCH,
-    ReadingHead,
     ReadingObjective,
     group_patches,
     page_reader_config,
     pair_loss,
-    slots_by_cell,
     slots_by_patch,
 )
 from training.targets import CELLS, SLOTS, character_slots, token_texts
@@ -31,14 +29,15 @@ def test_the_page_reader_is_small_and_complete() -> None:
 def test_slots_are_ordered_by_cell_or_by_patch() -> None:
     slots = torch.arange(CELLS * CELLS * SLOTS).view(CELLS, CELLS, SLOTS)
     by_patch = slots_by_patch(slots)
-    assert by_patch.shape == (PATCHES**2, SLOTS_PER_PATCH)
-    assert torch.equal(slots_by_cell(by_patch[..., None])[..., 0], slots)
+    head = ReadingHead(ReadingHeadConfig(token_dim=8, hidden_size=4, intermediate_size=16))
+    assert by_patch.shape == (PATCHES**2, head.config.slots_per_patch)
+    assert torch.equal(head.slots_by_cell(by_patch[..., None])[..., 0], slots)
     # Patch 1 is the second of the first row: cells of rows 0 and 1, columns 2 and 3.
     assert torch.equal(by_patch[1], slots[:2, 2:4].flatten())
 
 
 def test_the_head_reads_every_slot() -> None:
-    logits = ReadingHead(8, hidden_size=4, intermediate_size=16)(torch.randn(3, 8))
+    logits = ReadingHead(ReadingHeadConfig(token_dim=8, hidden_size=4, intermediate_size=16))(torch.randn(3, 8))
     assert logits.shape == (3, CELLS, CELLS, SLOTS, len(ALPHABET))
 
 

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deepencoder import ClipVisionEncoder, ClipVisionEncoderConfig, DeepEncoder, SamEncoder, SamEncoderConfig
 from deepencoder.conversion.export import FORMATS, export_model
+from deepencoder.conversion.export.checks import compare
 
 from ...conftest import randomize
 from ..samples import build, layout_of
@@ -23,6 +25,14 @@ def test_a_graph_that_differs_is_not_written(format: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="differs from the model"):
         export_model(randomize(make_clip()), path, 64, format, tolerance=-1.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_are_relative_to_large_values() -> None:
+    small, large = torch.tensor([0.5, -1.0]), torch.tensor([20.0, -1.0])
+    assert compare([small + 1e-3], [small], 1.0) == pytest.approx(1e-3, rel=1e-3)
+    assert compare([large + 1e-3], [large], 1.0) == pytest.approx(1e-3 / 20, rel=1e-2)
+    with pytest.raises(ValueError, match="differs from the model by nan"):
+        compare([torch.tensor([float("nan")])], [torch.zeros(1)], 1.0)
 
 
 def test_what_is_not_just_the_model_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from deepencoder.conversion.readers.byte_ranges import (
     download_parts,
     plan_parts,
 )
+from deepencoder.conversion.readers.safetensors_files import read_safetensors_header
 from deepencoder.conversion.readers.stored_tensors import StoredTensor
 
 from ...hub_server import Hub
@@ -118,7 +119,7 @@ def tensors(hub: Hub, content: bytes) -> dict[str, torch.Tensor]:
 
 def plan(limits: DownloadLimits) -> list[tuple[RemoteFile, Part]]:
     file = remote_file(limits)
-    return [(file, part) for part in plan_parts(file.read_header(), limits)]
+    return [(file, part) for part in plan_parts(read_safetensors_header(file.read, file.label), limits)]
 
 
 def assert_read(stored: dict[str, StoredTensor], tensors: dict[str, torch.Tensor]) -> None:

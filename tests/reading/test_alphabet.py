@@ -1,4 +1,4 @@
-from training.alphabet import ALPHABET, EMPTY, clean_text, encode_text
+from deepencoder.reading.alphabet import ALPHABET, EMPTY, clean_text, encode_text
 
 
 def test_every_character_has_one_index() -> None:

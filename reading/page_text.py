@@ -1,0 +1,181 @@
+"""The text of a page, put together from the characters in its tokens' boxes.
+
+Unusual: a token knows nothing of lines that go on beside its box. Characters of a line have one row of cells within a
+token, and in the token beside it the same row or a neighbour of it. So lines are joined from token to token, by rows
+that continue each other without a gap as wide as that between columns.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+
+from ..processing.token_layout import TokenLayout
+from .reading_head import ReadingHead
+from .reading_order import TextLine, in_reading_order
+
+__all__ = ["PageText", "read_page"]
+
+WIDEST_STEP = 2.6
+"""Distance of consecutive characters of a line in units of their usual distance. The gap of columns is wider."""
+
+
+@dataclass(frozen=True)
+class PageText:
+    """What was read of a page.
+
+    Args:
+        text (`str`): the text of the page, a line of text for each line of print.
+        tokens (`list[str]` of length `L`): the text in the box of each vision token, a line for each line of print, in
+            the order of [`~DeepEncoderImageProcessor.get_token_layout`]; empty for newlines, the separator and
+            padding.
+        layout ([`~deepencoder.TokenLayout`]): where the tokens lie on the page.
+    """
+
+    text: str
+    tokens: list[str]
+    layout: TokenLayout = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Characters in one row of cells of a token, without a wide gap. Places are in cells of the whole grid."""
+
+    characters: tuple[tuple[float, str], ...]
+    row: int
+    step: float
+    """Usual distance of consecutive characters."""
+
+    @property
+    def left(self) -> float:
+        return self.characters[0][0]
+
+    @property
+    def right(self) -> float:
+        return self.characters[-1][0]
+
+
+def read_page(head: ReadingHead, vision_tokens: torch.Tensor, layout: TokenLayout) -> PageText:
+    """Read the vision tokens of a page.
+
+    The text is put together from the tokens of the tiles, if the page has tiles, and else from those of the view.
+
+    Args:
+        head: the head that belongs to the encoder.
+        vision_tokens (`torch.Tensor` of shape `(L, token_dim)`): the tokens.
+        layout: where they lie on the page.
+
+    Raises:
+        `ValueError`: the tokens are not those of the layout, or not as wide as the head's.
+    """
+    if len(vision_tokens) != len(layout):
+        raise ValueError(f"vision_tokens has {len(vision_tokens)} tokens, but layout has {len(layout)}.")
+    slots = head.read(vision_tokens)  # (L, cells, cells, slots)
+    slots[~np.isin(layout.kind, ("tile", "view")) | layout.is_padding] = ""
+    tokens = ["\n".join(_text_of(row) for _, row in _rows_of_token(token)) for token in slots]
+    grid = layout.mosaic_index if layout.mosaic_index.size else layout.view_index
+    lines = in_reading_order(_join_runs(_find_runs(slots[grid])))
+    return PageText("\n".join(line.text for line in lines), tokens, layout)
+
+
+def _usual_step(places: list[float], default: float) -> float:
+    """Return the median distance of consecutive characters, or the default where there are too few of them."""
+    steps = [later - earlier for earlier, later in zip(places[:-1], places[1:], strict=True)]
+    return median(steps) if len(steps) >= 3 else default
+
+
+def _text_of(characters: Sequence[tuple[float, str]]) -> str:
+    return "".join(text for _, text in characters)
+
+
+def _rows_of_token(cells: np.ndarray) -> list[tuple[int, list[tuple[float, str]]]]:
+    """Return the rows of a token `(cells, cells, slots)` that hold text, each with places and characters.
+
+    Where the characters of two neighbouring rows are side by side and not one above the other, they are one line whose
+    middle lies between the rows.
+    """
+    rows: list[tuple[int, list[tuple[float, str]]]] = []
+    for row, columns in enumerate(cells):
+        found: list[tuple[float, str]] = []
+        for column, slots in enumerate(columns):
+            texts = [text for text in slots.tolist() if text]
+            found += [(column + (place + 0.5) / len(texts), text) for place, text in enumerate(texts)]
+        if not found:
+            continue
+        if rows and rows[-1][0] == row - 1:
+            above = rows[-1][1]
+            if above[-1][0] < found[0][0] or found[-1][0] < above[0][0]:
+                rows[-1] = (row - 1, sorted(above + found))
+                continue
+        rows.append((row, found))
+    return rows
+
+
+def _find_runs(slots: np.ndarray) -> dict[int, list[_Run]]:
+    """Return the runs of each column of tokens, given the slots `(rows, columns, cells, cells, slots)`."""
+    side = slots.shape[2]
+    found = [
+        (token[1], token[0] * side + row, [(token[1] * side + place, text) for place, text in characters])
+        for token in np.ndindex(slots.shape[:2])
+        for row, characters in _rows_of_token(slots[token])
+    ]
+    usual = median([_usual_step([place for place, _ in characters], 1.0) for *_, characters in found] or [1.0])
+    runs: dict[int, list[_Run]] = {}
+    for column, row, characters in found:
+        step = _usual_step([place for place, _ in characters], usual)
+        runs.setdefault(column, []).extend(_split_at_gaps(characters, row, step))
+    return runs
+
+
+def _widest_step(step: float) -> float:
+    return WIDEST_STEP * step + 1  # Places are known to one cell.
+
+
+def _split_at_gaps(characters: list[tuple[float, str]], row: int, step: float) -> Iterator[_Run]:
+    start = 0
+    for index in range(1, len(characters) + 1):
+        if index == len(characters) or characters[index][0] - characters[index - 1][0] > _widest_step(step):
+            yield _Run(tuple(characters[start:index]), row, step)
+            start = index
+
+
+def _join_runs(runs: dict[int, list[_Run]]) -> list[TextLine]:
+    """Join the runs of neighbouring columns of tokens to lines, the nearest rows first."""
+    open_lines: list[list[_Run]] = []
+    lines: list[list[_Run]] = []
+    for column in sorted(runs):
+        heads = [line for line in open_lines if _column_before(line, column, runs)]
+        pairs = sorted(
+            (abs(line[-1].row - run.row), run.left - line[-1].right, line_index, run_index)
+            for line_index, line in enumerate(heads)
+            for run_index, run in enumerate(runs[column])
+            if _continues(line[-1], run)
+        )
+        used_lines: set[int] = set()
+        used_runs: set[int] = set()
+        for *_, line_index, run_index in pairs:
+            if line_index not in used_lines and run_index not in used_runs:
+                heads[line_index].append(runs[column][run_index])
+                used_lines.add(line_index)
+                used_runs.add(run_index)
+        new = [[run] for index, run in enumerate(runs[column]) if index not in used_runs]
+        lines += new
+        open_lines = [heads[index] for index in used_lines] + new
+    return [_to_line(line) for line in lines]
+
+
+def _column_before(line: list[_Run], column: int, runs: dict[int, list[_Run]]) -> bool:
+    return any(line[-1] is run for run in runs.get(column - 1, ()))
+
+
+def _continues(earlier: _Run, later: _Run) -> bool:
+    gap = later.left - earlier.right
+    return abs(earlier.row - later.row) <= 1 and 0 < gap <= _widest_step(max(earlier.step, later.step))
+
+
+def _to_line(runs: list[_Run]) -> TextLine:
+    text = "".join(_text_of(run.characters) for run in runs)
+    middle = sum(run.row * len(run.characters) for run in runs) / sum(len(run.characters) for run in runs)
+    return TextLine(text.strip(), runs[0].left, runs[-1].right, middle)
