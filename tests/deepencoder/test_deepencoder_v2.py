@@ -67,7 +67,7 @@ def test_datasets_map_and_extract(folder: Path, example_page: Path, tmp_path: Pa
         "extract", example_page, "--output", tmp_path / "out", "--model", folder, "--outputs", "pooled,tokens"
     )
     assert code == 0, err
-    found = datasets.load_dataset("parquet", data_files=str(out / "**" / "*.parquet"), split="train")
+    found = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "**" / "*.parquet"), split="train")
     assert found[0]["num_tokens"] == 1121 and len(found[0]["tokens"]) == 256 + 6 * 144
 
 
