@@ -188,7 +188,7 @@ def _load_original_deepencoder(source: Source, dtype: Dtype) -> Any:
     with reported_as(f"--model {source.model!r} cannot be loaded", OSError, ValueError):
         loaded, report = load_original_with_report(None, source.model, dtype=dtype.value, **source.original_options)
     if not reads_pages(loaded.config):
-        raise UserError(f"--model {source.model!r} holds a {report.model_type!r}; this command needs a 'deepencoder'.")
+        raise UserError(f"--model {source.model!r} holds a {report.model_type!r}, not a 'deepencoder'.")
     if report.initialized:
         raise UserError(f"--model {source.model!r} has no tensors for {', '.join(report.initialized)}.")
     return loaded

@@ -63,7 +63,9 @@ def test_datasets_map_and_extract(folder: Path, example_page: Path, tmp_path: Pa
         torch.testing.assert_close(mapped[0]["pooled"], expected.pooler_output[0], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="multi_vector.*queries"):
         FeatureExtractor(folder, outputs=("multi_vector",))
-    code, _, err = cli("extract", example_page, tmp_path / "out", "--model", folder, "--outputs", "pooled,tokens")
+    code, _, err = cli(
+        "extract", example_page, "--output", tmp_path / "out", "--model", folder, "--outputs", "pooled,tokens"
+    )
     assert code == 0, err
     found = datasets.load_dataset("parquet", data_files=str(tmp_path / "out" / "**" / "*.parquet"), split="train")
     assert found[0]["num_tokens"] == 1121 and len(found[0]["tokens"]) == 256 + 6 * 144
