@@ -189,7 +189,9 @@ LAYOUTS: tuple[Layout, ...] = (
         needs=("sam_model.pos_embed", "qwen2_model.query_1024.weight"),
         claims=("sam_model.", "qwen2_model.", "projector.", "view_seperator"),
         left_behind=(("qwen2_model.model.model.embed_tokens.*", _UNUSED_WORDS),),
-        reference_prefixes=tuple((name, name) for name in ("sam_model.", "qwen2_model.", "projector.", "view_")),
+        reference_prefixes=tuple(
+            (name, name) for name in ("sam_model.", "qwen2_model.", "projector.", "view_seperator")
+        ),
         also_written_for=("deepseek-ocr-2-transformers",),
     ),
     Layout(
@@ -199,7 +201,9 @@ LAYOUTS: tuple[Layout, ...] = (
         DEEPENCODER_V2_TRANSFORMERS,
         needs=("vision_tower.sam_encoder.pos_embed", "vision_tower.query_1024_resolution.weight"),
         claims=("vision_tower.", "multi_modal_projector.", "view_separator"),
-        reference_prefixes=tuple((name, name) for name in ("vision_tower.", "multi_modal_projector.", "view_")),
+        reference_prefixes=tuple(
+            (name, name) for name in ("vision_tower.", "multi_modal_projector.", "view_separator")
+        ),
     ),
     Layout(
         "SAM of DeepSeek-OCR-2",
