@@ -7,9 +7,10 @@ from ..lazy import lazy_attributes
 if TYPE_CHECKING:
     from .clip_vision_encoder import ClipVisionEncoderConfig
     from .deepencoder import DeepEncoderConfig
+    from .deepencoder_v2 import DeepEncoderV2Config
     from .sam_encoder import SamEncoderConfig
 
-__all__ = ["ClipVisionEncoderConfig", "DeepEncoderConfig", "SamEncoderConfig"]
+__all__ = ["ClipVisionEncoderConfig", "DeepEncoderConfig", "DeepEncoderV2Config", "SamEncoderConfig"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(
@@ -17,6 +18,7 @@ if not TYPE_CHECKING:
         {
             "ClipVisionEncoderConfig": ".clip_vision_encoder",
             "DeepEncoderConfig": ".deepencoder",
+            "DeepEncoderV2Config": ".deepencoder_v2",
             "SamEncoderConfig": ".sam_encoder",
         },
     )

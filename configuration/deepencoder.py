@@ -5,32 +5,21 @@ is always false here), and the number of SAM's output channels must equal CLIP's
 """
 
 import copy
-from reprlib import repr as shorten
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .base import DeepEncoderPreTrainedConfig
 from .clip_vision_encoder import ClipVisionEncoderConfig
+from .composite import CompositeConfig
 from .sam_encoder import SamEncoderConfig
-from .validation import (
-    MAX_CHANNELS,
-    MAX_LAYERS,
-    check_initializer_range,
-    check_one_of,
-    check_parameters,
-    check_positive,
-    raises_value_errors,
-)
+from .validation import raises_value_errors
 
 __all__ = ["DeepEncoderConfig"]
-
-PUBLISHED_PROJECTION_DIM = 1280
 
 
 @raises_value_errors
 @strict
-class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
+class DeepEncoderConfig(CompositeConfig):
     r"""Configuration of a [`DeepEncoder`]. The defaults are DeepSeek-OCR's vision encoder (400,770,048 parameters).
 
     Args:
@@ -55,58 +44,32 @@ class DeepEncoderConfig(DeepEncoderPreTrainedConfig):
 
     sam_config: Any = None
     clip_config: Any = None
-    projector_type: str = "linear"
-    projector_depth: int = 1
-    projection_dim: int = PUBLISHED_PROJECTION_DIM
-    initializer_range: float | int = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name, config_class in self.sub_configs.items():
-            value = getattr(self, name)
-            if value is None or isinstance(value, dict):
-                value = config_class(**(value or {}))
-                setattr(self, name, value)
-            model_type = getattr(value, "model_type", type(value).__name__)
-            if model_type != config_class.model_type:
-                raise ValueError(
-                    f"DeepEncoderConfig.{name} must be a {config_class.model_type!r}, got {shorten(model_type)}."
-                )
+    def settle_parts(self) -> None:
+        """CLIP reads SAM's map, so it has no patch embedding."""
         if self.clip_config.use_patch_embedding:
             # Copied, as the caller's object may describe another model as well.
             self.clip_config = copy.deepcopy(self.clip_config)
             self.clip_config.use_patch_embedding = False
-        if self.projector_type == "identity" and self.projection_dim == PUBLISHED_PROJECTION_DIM:
-            self.projection_dim = self.hidden_size
-        super().__post_init__(**kwargs)
-        self.validate_architecture()
 
     def validate_architecture(self) -> None:
         """Raise `ValueError` if the two halves or the projector do not fit together."""
-        check_positive(self, MAX_LAYERS, "projector_depth")
-        check_positive(self, MAX_CHANNELS, "projection_dim")
-        check_initializer_range(self)
-        check_parameters(
-            self,
-            self.projection_dim * (self.hidden_size + (self.projector_depth - 1) * self.projection_dim),
-            "projection_dim",
-            "projector_depth",
-        )
-        check_one_of(self, "projector_type", ("linear", "mlp_gelu", "identity"))
+        super().validate_architecture()
         if self.sam_config.out_hidden_size != self.clip_config.hidden_size:
             raise ValueError(
                 "DeepEncoderConfig: the last of sam_config.downsample_channels must equal clip_config.hidden_size, "
                 f"got {self.sam_config.out_hidden_size} and {self.clip_config.hidden_size}."
-            )
-        if self.projector_type == "identity" and self.projection_dim != self.hidden_size:
-            raise ValueError(
-                "DeepEncoderConfig.projection_dim of an identity projector is the fused width "
-                f"{self.hidden_size}, got {self.projection_dim}."
             )
 
     @property
     def hidden_size(self) -> int:
         """Width of a fused token, which concatenates CLIP's and SAM's channels."""
         return self.clip_config.hidden_size + self.sam_config.out_hidden_size
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of `pooler_output`, CLIP's class token."""
+        return self.clip_config.hidden_size
 
     @classmethod
     def tiny(cls, image_size: int = 256, **overrides: Any) -> "DeepEncoderConfig":

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_LABELS",
     "MAX_LAYERS",
     "MAX_PARAMETERS",
+    "MAX_QUERY_TABLES",
     "MAX_SIDE",
     "MAX_WINDOW",
     "MIN_EPSILON",
@@ -45,6 +46,8 @@ MAX_WINDOW = 256
 """Largest side of an attention window, in patches: maps are padded to whole windows. SAM's windows have 14."""
 MAX_DOWNSAMPLINGS = 8
 """Most convolutions of the compressor, each of which halves both sides. DeepSeek-OCR has two."""
+MAX_QUERY_TABLES = 16
+"""Most tables of learned queries of a model, each for views of one size. DeepSeek-OCR-2 has two."""
 MAX_PARAMETERS = 2**35
 """Most parameters of a model: 137 GB in float32. The largest published vision transformer has 22e9."""
 MAX_LABELS = 2**16

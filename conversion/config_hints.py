@@ -25,7 +25,15 @@ KNOWN_CONFIGS = (
     "unlimited_ocr",
     "vit",
 )
-HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "window_size", "global_attn_indexes")
+HINTS = (
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "rms_norm_eps",
+    "rope_parameters",
+    "window_size",
+    "global_attn_indexes",
+)
 
 
 class TowerPart(Enum):
@@ -33,6 +41,7 @@ class TowerPart(Enum):
 
     SAM = "sam_config"
     CLIP = "encoder_config"
+    QUERIES = "encoder_config"  # No model has both.
 
 
 def _walk(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -94,8 +103,7 @@ def read_language_model_hints(checkpoint: "Checkpoint", hidden_size: int, part: 
         part ([`TowerPart`]): which tower, for models that have both.
 
     Returns:
-        Those of `num_attention_heads`, `hidden_act`, `layer_norm_eps`, `window_size` and `global_attn_indexes` that
-        the file contains.
+        Those of [`HINTS`] that the file contains.
     """
     return _search(_vision_places(_complete(checkpoint.config), part), hidden_size, part)
 

@@ -13,6 +13,7 @@ from .infer_image_processor import (
     infer_clip_processor,
     infer_got_processor,
     infer_page_processor,
+    infer_query_processor,
     infer_sam_processor,
     infer_vit_processor,
 )
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIP",
     "DEEPSEEK_OCR",
+    "DEEPSEEK_OCR_2",
     "DEEPSEEK_OCR_CLIP",
     "DEEPSEEK_OCR_SAM",
     "GOT_OCR",
@@ -52,6 +54,7 @@ class Family:
 
 
 DEEPSEEK_OCR = Family("deepencoder", infer_page_processor, read_language_model_hints)
+DEEPSEEK_OCR_2 = Family("deepencoder_v2", infer_query_processor, read_language_model_hints)
 DEEPSEEK_OCR_SAM = Family("deepencoder_sam", infer_page_processor, read_language_model_hints)
 DEEPSEEK_OCR_CLIP = Family("deepencoder_clip_vision", infer_clip_processor, read_language_model_hints)
 GOT_OCR = Family("deepencoder_sam", infer_got_processor, read_language_model_hints)

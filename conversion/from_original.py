@@ -124,8 +124,9 @@ def _split_options(options: dict[str, Any]) -> tuple[HubOptions, dict[str, Any]]
     return hub, values
 
 
-def _cached_folder(remote: RemoteFiles, values: dict[str, Any]) -> Path:
-    name = f"v{CONVERTER_VERSION}"
+def _cached_folder(remote: RemoteFiles, values: dict[str, Any], part: str | None = None) -> Path:
+    """Return the folder of a conversion in the cache; `part` is the `model_type` of a part that is a model."""
+    name = f"v{CONVERTER_VERSION}" + (f"-{part}" if part else "")
     if values:
         name += "-" + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     return model_cache(remote.repo_id, remote.commit, remote.options) / name
@@ -146,13 +147,16 @@ def _is_usable(cached: Path, verify: bool | None, options: HubOptions) -> bool:
 
 def _convert_from_hub(remote: RemoteFiles, values: dict[str, Any], verify: bool | None, model_class: Any) -> Path:
     """Return the folder of a converted model in the cache, converting it first if necessary."""
-    cached = _cached_folder(remote, values)
-    if _is_usable(cached, verify, remote.options):
-        return cached
+    wanted = None if model_class is None else model_class.config_class.model_type
+    for cached in (_cached_folder(remote, values), _cached_folder(remote, values, wanted)):
+        if _is_usable(cached, verify, remote.options):
+            if wanted in (None, ConversionReport.load(cached).model_type):
+                return cached
     with remote.lock():
+        plan = plan_conversion(open_remote(remote), model_type=wanted, **values)
+        _check_class(plan.layout.model_type, model_class, remote.repo_id)
+        cached = _cached_folder(remote, values, wanted if plan.layout.part_of else None)
         if not _is_usable(cached, verify, remote.options):  # Another process may have converted it meanwhile.
-            plan = plan_conversion(open_remote(remote), **values)
-            _check_class(plan.layout.model_type, model_class, remote.repo_id)
             shutil.rmtree(cached, ignore_errors=True)
             write_conversion(plan, remote.repo_id, cached, verify)
     return cached
@@ -197,7 +201,8 @@ def load_original_with_report(
         report = ConversionReport.load(folder)
         model_class = _check_class(report.model_type, model_class, source)
         return model_class.from_pretrained(folder, **kwargs), report
-    plan = plan_conversion(open_checkpoint(source, hub), kwargs.pop("dtype", "auto"), **values)
+    wanted = None if model_class is None else model_class.config_class.model_type
+    plan = plan_conversion(open_checkpoint(source, hub), kwargs.pop("dtype", "auto"), model_type=wanted, **values)
     model_class = _check_class(plan.layout.model_type, model_class, source)
     if verify:
         _verify_in_memory(plan, str(source))

@@ -5,9 +5,11 @@ from the caller; otherwise it is an error.
 """
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
-from ..configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
+from ..configuration import ClipVisionEncoderConfig, DeepEncoderConfig, DeepEncoderV2Config, SamEncoderConfig
+from ..configuration.query_encoder import QueryEncoderConfig
 from .checkpoint import Checkpoint
 from .config_hints import TowerPart
 from .layouts import Layout
@@ -17,6 +19,7 @@ __all__ = [
     "clip_config_from_shapes",
     "infer_clip_config",
     "infer_deepencoder_config",
+    "infer_deepencoder_v2_config",
     "sam_config_from_shapes",
     "infer_sam_config",
 ]
@@ -26,7 +29,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 KNOWN_HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
 PUBLISHED_PROJECTION = 1280  # of DeepSeek-OCR, for checkpoints without a projector
 PUBLISHED_CHANNELS = (512, 1024)  # of DeepSeek-OCR's compressor, for checkpoints without one
-SAM_ONLY = ("window_size", "global_attn_indexes")
+PUBLISHED_QUERY_HEADS = {896: 14}  # of DeepSeek-OCR-2's query encoder, by its width
+CLIP_HINTS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "post_norm")
+QUERY_HINTS = ("num_attention_heads", "hidden_act", "rms_norm_eps", "rope_parameters")
 
 
 def _part(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -144,7 +149,7 @@ def clip_config_from_shapes(shapes: Shapes, hints: Mapping[str, Any], **values: 
         _, found["num_channels"], found["patch_size"] = _convolution(shapes, "embeddings.patch_embedding.weight")
     if "visual_projection.weight" in shapes:
         found["projection_dim"] = _shape(shapes, "visual_projection.weight", 2)[0]
-    found |= {name: value for name, value in hints.items() if name not in SAM_ONLY}
+    found |= {name: hints[name] for name in CLIP_HINTS if name in hints}
     found |= values
     if found["num_attention_heads"] is None:
         raise ValueError(f"num_attention_heads of a tower of width {hidden_size} is unknown: pass it.")
@@ -166,6 +171,13 @@ def infer_clip_config(
     return clip_config_from_shapes(shapes, dict(layout.defaults) | hints, **values)
 
 
+def _projection_dim(shapes: Shapes, token: str) -> int:
+    """Return the width of the vision tokens, from the projector or from a special token."""
+    if "projector.layers.0.weight" in shapes:
+        return _shape(shapes, "projector.layers.0.weight", 2)[0]
+    return _shape(shapes, token, 1)[0] if token in shapes else PUBLISHED_PROJECTION
+
+
 def infer_deepencoder_config(
     layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **values: Any
 ) -> DeepEncoderConfig:
@@ -180,13 +192,54 @@ def infer_deepencoder_config(
     Raises:
         `ValueError`: a part is missing, or a size is unknown.
     """
-    projection_dim = PUBLISHED_PROJECTION
-    if "projector.layers.0.weight" in shapes:
-        projection_dim = _shape(shapes, "projector.layers.0.weight", 2)[0]
-    elif "image_newline" in shapes:
-        projection_dim = _shape(shapes, "image_newline", 1)[0]
     return DeepEncoderConfig(
         sam_config=infer_sam_config(layout, _part(shapes, "sam_encoder."), checkpoint),
         clip_config=infer_clip_config(layout, _part(shapes, "clip_encoder."), checkpoint, **values),
-        projection_dim=projection_dim,
+        projection_dim=_projection_dim(shapes, "image_newline"),
+    )
+
+
+def query_config_from_shapes(shapes: Shapes, hints: Mapping[str, Any], **values: Any) -> QueryEncoderConfig:
+    """Infer a query encoder's configuration from the shapes of its tensors.
+
+    Args:
+        shapes: shapes by our names.
+        hints: fields that the shapes do not determine, from the files beside the checkpoint.
+        values: fields that take precedence over everything else.
+
+    Raises:
+        `ValueError`: a part is missing, or the number of attention heads is unknown or does not fit.
+    """
+    hidden_size = _shape(shapes, "norm.weight", 1)[0]
+    found: dict[str, Any] = {"num_attention_heads": PUBLISHED_QUERY_HEADS.get(hidden_size)}
+    found |= {name: hints[name] for name in QUERY_HINTS if name in hints}
+    found |= {name: value for name, value in values.items() if name in QUERY_HINTS}
+    heads, key_width = found["num_attention_heads"], _shape(shapes, "layers.0.self_attn.k_proj.weight", 2)[0]
+    if heads is None:
+        raise ValueError(f"num_attention_heads of a query encoder of width {hidden_size} is unknown: pass it.")
+    if not isinstance(heads, int) or heads < 1 or hidden_size % heads or key_width % (hidden_size // heads):
+        raise ValueError(f"num_attention_heads={heads!r:.100} does not fit the widths {hidden_size} and {key_width}.")
+    return QueryEncoderConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=_count_layers(shapes),
+        num_key_value_heads=key_width // (hidden_size // heads),
+        intermediate_size=_shape(shapes, "layers.0.mlp.gate_proj.weight", 2)[0],
+        **found,
+    )
+
+
+def infer_deepencoder_v2_config(
+    layout: Layout, shapes: Shapes, checkpoint: Checkpoint, **values: Any
+) -> DeepEncoderV2Config:
+    """Infer the configuration of a [`DeepEncoderV2`]; see [`infer_deepencoder_config`] for the arguments."""
+    sam_config = infer_sam_config(layout, _part(shapes, "sam_encoder."), checkpoint)
+    query_shapes = _part(shapes, "query_encoder.")
+    hidden_size = _shape(query_shapes, "norm.weight", 1)[0]
+    hints = layout.family.read_hints(checkpoint, hidden_size, TowerPart.QUERIES)
+    sides = [isqrt(_shape(shapes, f"queries.table_{index}", 2)[0]) for index in range(2)]
+    return DeepEncoderV2Config(
+        sam_config=sam_config,
+        query_config=query_config_from_shapes(query_shapes, hints, **values),
+        query_sizes=tuple(side * sam_config.total_stride for side in sides),
+        projection_dim=_projection_dim(shapes, "view_separator"),
     )

@@ -20,6 +20,7 @@ __all__ = [
     "infer_got_processor",
     "infer_image_processor",
     "infer_page_processor",
+    "infer_query_processor",
     "infer_sam_processor",
     "infer_vit_processor",
 ]
@@ -29,6 +30,7 @@ LARGEST_SQUASHED = 640
 # transformers' own classes, whose files may leave out fields that have the class's default value.
 UNLIMITED_OCR = ("UnlimitedOcrImageProcessor", "UnlimitedOcrImageProcessorFast")
 UNLIMITED_OCR_DEFAULTS = {"crop_to_patches": True, "min_patches": 2, "max_patches": 32, "tile_size": 640}
+V2_FIELDS = ("crop_to_patches", "min_patches", "max_patches", "background_color", "image_mean", "image_std")
 FIELDS = (
     "size",
     "do_pad",
@@ -105,6 +107,15 @@ def _infer_pages(checkpoint: "Checkpoint", saved: Mapping[str, Any]) -> Any:
 def infer_page_processor(checkpoint: "Checkpoint", config: Any) -> Any:
     """Make the image processor of DeepSeek-OCR or one of its relatives."""
     return _infer_pages(checkpoint, _read_saved(checkpoint))
+
+
+def infer_query_processor(checkpoint: "Checkpoint", config: Any) -> Any:
+    """Make the image processor of DeepSeek-OCR-2: the mode `"v2"`, with other tiles if its file says so."""
+    from ..processing import DeepEncoderImageProcessor
+
+    saved = _read_saved(checkpoint)
+    fields = {name: saved[name] for name in V2_FIELDS if saved.get(name) is not None}
+    return DeepEncoderImageProcessor(mode="v2", **fields)
 
 
 def infer_got_processor(checkpoint: "Checkpoint", config: Any) -> Any:

@@ -14,8 +14,11 @@ __all__ = [
     "DEEPENCODER_DEEPSEEK_OCR",
     "DEEPENCODER_LLAMA_CPP",
     "DEEPENCODER_OLLAMA",
+    "DEEPENCODER_PARTS",
     "DEEPENCODER_UNLIMITED_OCR",
     "DEEPENCODER_UNLIMITED_OCR_VISION",
+    "DEEPENCODER_V2_DEEPSEEK_OCR_2",
+    "DEEPENCODER_V2_TRANSFORMERS",
     "SAM_GOT_TRANSFORMERS",
     "SAM_META",
     "SAM_TRANSFORMERS",
@@ -215,6 +218,15 @@ DEEPENCODER_DEEPSEEK_OCR: KeyTable = (
     row("view_separator", "view_seperator"),
 )
 
+# The same in one file for each part (`sam_encoder.pth`, `clip_encoder.pth`, `projector.pth`), without prefixes.
+DEEPENCODER_PARTS: KeyTable = (
+    *prefixed(SAM_META, "sam_encoder."),
+    *prefixed(CLIP_DEEPSEEK_OCR, "clip_encoder."),
+    row("projector.layers.0.*", "layers.*"),
+    row("image_newline", "image_newline"),
+    row("view_separator", "view_seperator"),
+)
+
 # transformers' UnlimitedOcrVisionModel.
 DEEPENCODER_UNLIMITED_OCR_VISION: KeyTable = (
     *prefixed(SAM_TRANSFORMERS, "sam_encoder.", "sam_encoder."),
@@ -282,4 +294,26 @@ DEEPENCODER_OLLAMA: KeyTable = (
     row("projector.layers.0.*", "mm.layers.*"),
     row("image_newline", "mm.image_newline"),
     row("view_separator", "mm.view_seperator"),
+)
+
+# The vision half of DeepSeek-OCR-2's own checkpoints.
+DEEPENCODER_V2_DEEPSEEK_OCR_2: KeyTable = (
+    *prefixed(SAM_META, "sam_encoder.", "sam_model."),
+    row("queries.table_0", "qwen2_model.query_768.weight"),
+    row("queries.table_1", "qwen2_model.query_1024.weight"),
+    row("query_encoder.layers.{i}.*", "qwen2_model.model.model.layers.{i}.*"),
+    row("query_encoder.norm.*", "qwen2_model.model.model.norm.*"),
+    row("projector.layers.0.*", "projector.layers.*"),
+    row("view_separator", "view_seperator"),
+)
+
+# transformers' DeepseekOcr2Model.
+DEEPENCODER_V2_TRANSFORMERS: KeyTable = (
+    *prefixed(SAM_TRANSFORMERS, "sam_encoder.", "vision_tower.sam_encoder."),
+    row("queries.table_0", "vision_tower.query_768_resolution.weight"),
+    row("queries.table_1", "vision_tower.query_1024_resolution.weight"),
+    row("query_encoder.layers.{i}.*", "vision_tower.vision_encoder.layers.{i}.*"),
+    row("query_encoder.norm.*", "vision_tower.vision_encoder.norm.*"),
+    row("projector.layers.0.*", "multi_modal_projector.*"),
+    row("view_separator", "view_separator"),
 )

@@ -8,7 +8,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .families import CLIP, DEEPSEEK_OCR, DEEPSEEK_OCR_CLIP, DEEPSEEK_OCR_SAM, GOT_OCR, OPEN_CLIP, SAM, VIT, Family
+from .families import (
+    CLIP,
+    DEEPSEEK_OCR,
+    DEEPSEEK_OCR_2,
+    DEEPSEEK_OCR_CLIP,
+    DEEPSEEK_OCR_SAM,
+    GOT_OCR,
+    OPEN_CLIP,
+    SAM,
+    VIT,
+    Family,
+)
 from .key_tables import (
     CLIP_DEEPSEEK_OCR,
     CLIP_OPENAI,
@@ -17,7 +28,10 @@ from .key_tables import (
     DEEPENCODER_DEEPSEEK_OCR,
     DEEPENCODER_LLAMA_CPP,
     DEEPENCODER_OLLAMA,
+    DEEPENCODER_PARTS,
     DEEPENCODER_UNLIMITED_OCR,
+    DEEPENCODER_V2_DEEPSEEK_OCR_2,
+    DEEPENCODER_V2_TRANSFORMERS,
     SAM_GOT_TRANSFORMERS,
     SAM_META,
     SAM_TRANSFORMERS,
@@ -54,6 +68,8 @@ class Layout:
             does not have; likewise independent of `table`.
         also_written_for: slugs of layouts whose checkpoints transformers saves with the names of this one.
         is_gguf: whether its checkpoints are GGUF files, into which no encoder is put back: a new one is written.
+        part_of: slug of a layout of which this is a part. A checkpoint of that layout has this one only if a model of
+            this kind is asked for.
     """
 
     name: str
@@ -70,6 +86,7 @@ class Layout:
     reference_projection: tuple[str, ...] = ()
     also_written_for: tuple[str, ...] = ()
     is_gguf: bool = False
+    part_of: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -84,6 +101,7 @@ class Layout:
 
 _POSITION_IDS = "position numbers, which the model computes"
 _UNUSED_PATCHES = "CLIP's patch embedding, which neither the original nor this model uses: CLIP reads SAM's map"
+_UNUSED_WORDS = "a vocabulary, which the queries do not need"
 _CLASSIFIER = "a task head, which is not part of the tower"
 _VIT_LEFT_BEHIND = (("embeddings.mask_token", "a token used in pretraining only"),)
 _VIT_DEFAULTS = (("post_norm", "all"), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12))
@@ -103,6 +121,17 @@ LAYOUTS: tuple[Layout, ...] = (
         reference_prefixes=(("sam_model.", "sam_encoder."), ("vision_model.", "vision_encoder.")),
         reference_projection=("projector.layers.weight", "projector.layers.bias", "image_newline", "view_seperator"),
         also_written_for=("unlimited-ocr",),
+    ),
+    Layout(
+        "DeepSeek-OCR in a file for each part",
+        "deepseek-ocr-parts",
+        DEEPSEEK_OCR,
+        DEEPENCODER_PARTS,
+        needs=("pos_embed", "blocks.0.attn.rel_pos_h", "embeddings.class_embedding", "layers.weight"),
+        left_behind=(
+            ("embeddings.patch_embedding.*", _UNUSED_PATCHES),
+            ("embeddings.position_ids", _POSITION_IDS),
+        ),
     ),
     Layout(
         "Unlimited-OCR in transformers",
@@ -155,22 +184,48 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "DeepSeek-OCR-2",
         "deepseek-ocr-2",
+        DEEPSEEK_OCR_2,
+        DEEPENCODER_V2_DEEPSEEK_OCR_2,
+        needs=("sam_model.pos_embed", "qwen2_model.query_1024.weight"),
+        claims=("sam_model.", "qwen2_model.", "projector.", "view_seperator"),
+        left_behind=(("qwen2_model.model.model.embed_tokens.*", _UNUSED_WORDS),),
+        reference_prefixes=tuple(
+            (name, name) for name in ("sam_model.", "qwen2_model.", "projector.", "view_seperator")
+        ),
+        also_written_for=("deepseek-ocr-2-transformers",),
+    ),
+    Layout(
+        "DeepSeek-OCR-2 in transformers",
+        "deepseek-ocr-2-transformers",
+        DEEPSEEK_OCR_2,
+        DEEPENCODER_V2_TRANSFORMERS,
+        needs=("vision_tower.sam_encoder.pos_embed", "vision_tower.query_1024_resolution.weight"),
+        claims=("vision_tower.", "multi_modal_projector.", "view_separator"),
+        reference_prefixes=tuple(
+            (name, name) for name in ("vision_tower.", "multi_modal_projector.", "view_separator")
+        ),
+    ),
+    Layout(
+        "SAM of DeepSeek-OCR-2",
+        "deepseek-ocr-2-sam",
         DEEPSEEK_OCR_SAM,
         prefixed(SAM_META, there="sam_model."),
         needs=("sam_model.pos_embed",),
         lacks=("vision_model.",),
         claims=("sam_model.",),
         reference_prefixes=(("sam_model.", ""),),
+        part_of="deepseek-ocr-2",
     ),
     Layout(
-        "DeepSeek-OCR-2 in transformers",
-        "deepseek-ocr-2-transformers",
+        "SAM of DeepSeek-OCR-2 in transformers",
+        "deepseek-ocr-2-sam-transformers",
         DEEPSEEK_OCR_SAM,
         prefixed(SAM_TRANSFORMERS, there="vision_tower.sam_encoder."),
         needs=("vision_tower.sam_encoder.pos_embed",),
         lacks=("vision_tower.vision_encoder.embeddings.",),
         claims=("vision_tower.sam_encoder.",),
         reference_prefixes=(("vision_tower.sam_encoder.", ""),),
+        part_of="deepseek-ocr-2-transformers",
     ),
     Layout(
         "GOT-OCR-2.0 or Vary",
@@ -278,12 +333,23 @@ def _matches(layout: Layout, prefix: str, names: Collection[str]) -> bool:
     )
 
 
-def recognize(keys: Collection[str], layouts: Sequence[Layout] = LAYOUTS) -> tuple[Layout, str]:
+def _choose_part(found: list[tuple[Layout, str]], model_type: str | None) -> list[tuple[Layout, str]]:
+    """Leave out the parts of layouts that are found, too; or their wholes, if a model of a part's kind is wanted."""
+    parts = [(layout, prefix) for layout, prefix in found if layout.model_type == model_type and layout.part_of]
+    slugs = {layout.slug for layout, _ in found}
+    return parts or [(layout, prefix) for layout, prefix in found if layout.part_of not in slugs]
+
+
+def recognize(
+    keys: Collection[str], layouts: Sequence[Layout] = LAYOUTS, model_type: str | None = None
+) -> tuple[Layout, str]:
     """Recognise the layout of a checkpoint from its tensor names.
 
     Args:
         keys: the names.
         layouts: rows to choose from.
+        model_type: `model_type` of the model that is wanted. It only matters where a layout has parts that are models
+            of their own.
 
     Returns:
         The layout, and the prefix that all its names have in this checkpoint.
@@ -293,6 +359,7 @@ def recognize(keys: Collection[str], layouts: Sequence[Layout] = LAYOUTS) -> tup
     """
     names = set(keys)
     found = [(layout, prefix) for layout in layouts for prefix in PREFIXES if _matches(layout, prefix, names)]
+    found = _choose_part(found, model_type)
     if len(found) == 1:
         return found[0]
     if found:

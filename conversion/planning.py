@@ -212,7 +212,11 @@ def _find_assumed(layout: Layout, checkpoint: Checkpoint, config: Any, values: M
 
 
 def plan_conversion(
-    checkpoint: Checkpoint, dtype: Any = "auto", layouts: Sequence[Layout] = LAYOUTS, **values: Any
+    checkpoint: Checkpoint,
+    dtype: Any = "auto",
+    layouts: Sequence[Layout] = LAYOUTS,
+    model_type: str | None = None,
+    **values: Any,
 ) -> ConversionPlan:
     """Determine what a checkpoint is and what it will become.
 
@@ -221,6 +225,8 @@ def plan_conversion(
         dtype: dtype of the model. `"auto"` keeps the checkpoint's, or the narrowest one that holds the values of all
             its tensors.
         layouts: layouts to recognise.
+        model_type: `model_type` of the model that is wanted, if only a part of the checkpoint may be; see
+            [`recognize`].
         values: see [`convert_checkpoint`].
 
     Raises:
@@ -230,7 +236,7 @@ def plan_conversion(
     """
     _check_values(values)
     _check_foreign(checkpoint)
-    layout, prefix = recognize(checkpoint, layouts)
+    layout, prefix = recognize(checkpoint, layouts, model_type)
     table, target = prefixed(layout.table, there=prefix), TARGETS[layout.model_type]
     rows, unused = _map_encoder(checkpoint, layout, prefix, table)
     needed = _names_there(rows)

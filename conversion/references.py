@@ -29,7 +29,15 @@ from .key_tables import (
 if TYPE_CHECKING:
     from .planning import ConversionPlan
 
-__all__ = ["CLIP_REFERENCE", "DEEPENCODER_REFERENCE", "SAM_REFERENCE", "Outputs", "Reference", "computing_in_float32"]
+__all__ = [
+    "CLIP_REFERENCE",
+    "DEEPENCODER_REFERENCE",
+    "DEEPENCODER_V2_REFERENCE",
+    "SAM_REFERENCE",
+    "Outputs",
+    "Reference",
+    "computing_in_float32",
+]
 
 Outputs = dict[str, torch.Tensor]
 COMMON_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
@@ -43,6 +51,25 @@ SAM_FIELDS = (
     "output_channels",
     "downsample_channels",
 )
+QUERY_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "hidden_act",
+    "rms_norm_eps",
+)
+V2_QUERIES = (144, 256)
+SMALLEST_LANGUAGE_MODEL = {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "vocab_size": 1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "mlp_layer_types": ["dense"],
+}
 CLIP_FIELDS = (*COMMON_FIELDS, "intermediate_size", "num_channels", "image_size", "patch_size")
 
 
@@ -57,12 +84,14 @@ class Reference:
             of the class, too.
         original: name of the model in transformers that is compared with.
         find_original: raises `ModuleNotFoundError` if this version of transformers lacks it.
+        reason_against: returns why a model with a certain configuration cannot be compared, or None.
     """
 
     ours: Callable[[Any, torch.Tensor, Collection[str]], Outputs]
     theirs: Callable[["ConversionPlan", torch.Tensor], tuple[str, Outputs]]
     original: str
     find_original: Callable[[], Any]
+    reason_against: Callable[[Any], str | None] = lambda config: None
 
 
 @contextmanager
@@ -204,6 +233,41 @@ def _deepencoder_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[s
     return type(model).__name__, outputs
 
 
+def _find_deepseek_ocr2() -> Any:
+    return importlib.import_module("transformers.models.deepseek_ocr2.modeling_deepseek_ocr2")
+
+
+def _v2_reason_against(config: Any) -> str | None:
+    if config.query_counts == V2_QUERIES:
+        return None
+    return f"transformers' class has {' and '.join(map(str, V2_QUERIES))} queries, not {config.query_counts}"
+
+
+def _v2_ours(model: Any, pixels: torch.Tensor, initialized: Collection[str]) -> Outputs:
+    output = model(pixels)
+    outputs = {"queries": output.last_hidden_state[0]}
+    if _has_none(initialized, ("projector.", "view_")):
+        outputs["vision tokens"] = output.vision_tokens[0]
+    return outputs
+
+
+def _v2_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[str, Outputs]:
+    """Compute with the vision half of transformers' whole model, whose language model is as small as can be."""
+    module, config = _find_deepseek_ocr2(), plan.config
+    encoder = _pick(config.query_config, QUERY_FIELDS) | {"rope_parameters": dict(config.query_config.rope_parameters)}
+    sam = _sam_fields(config.sam_config) | {"downsample_channels": list(config.sam_config.downsample_channels)}
+    vision = {"sam_config": sam, "encoder_config": encoder}
+    text = {"hidden_size": config.projection_dim, **SMALLEST_LANGUAGE_MODEL}
+    whole = module.DeepseekOcr2Config(vision_config=vision, text_config=text, image_token_id=0)
+    model = _load(module.DeepseekOcr2Model, whole, _renamed(plan), plan)
+    with computing_in_float32(model):
+        features = model.get_image_features(pixels)
+    outputs = {"queries": features.last_hidden_state[0]}
+    if not any(name.startswith(("projector.", "view_")) for name in plan.absent):
+        outputs["vision tokens"] = features.pooler_output[0]
+    return type(model).__name__, outputs
+
+
 def _sam_ours(model: Any, pixels: torch.Tensor, initialized: Collection[str]) -> Outputs:
     with _captured(model.neck) as neck:
         output = model(pixels)
@@ -223,6 +287,10 @@ def _sam_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[str, Outp
     if any(name.startswith("compressor.") for name in plan.rows):
         outputs["map"] = compressed
     return type(model).__name__, outputs
+
+
+def _clip_reason_against(config: Any) -> str | None:
+    return None if config.use_patch_embedding else "the tower has no patch embedding, so it cannot read pixels"
 
 
 def _clip_ours(model: Any, pixels: torch.Tensor, initialized: Collection[str]) -> Outputs:
@@ -257,4 +325,17 @@ def _clip_theirs(plan: "ConversionPlan", pixels: torch.Tensor) -> tuple[str, Out
 
 DEEPENCODER_REFERENCE = Reference(_deepencoder_ours, _deepencoder_theirs, "Unlimited-OCR", _find_unlimited_ocr)
 SAM_REFERENCE = Reference(_sam_ours, _sam_theirs, "Unlimited-OCR", _find_unlimited_ocr)
-CLIP_REFERENCE = Reference(_clip_ours, _clip_theirs, "CLIP", lambda: transformers.CLIPVisionModel)
+DEEPENCODER_V2_REFERENCE = Reference(
+    _v2_ours,
+    _v2_theirs,
+    "DeepSeek-OCR-2",
+    _find_deepseek_ocr2,
+    reason_against=_v2_reason_against,
+)
+CLIP_REFERENCE = Reference(
+    _clip_ours,
+    _clip_theirs,
+    "CLIP",
+    lambda: transformers.CLIPVisionModel,
+    reason_against=_clip_reason_against,
+)

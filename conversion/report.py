@@ -15,7 +15,7 @@ from .readers.json_files import read_json_file
 __all__ = ["CONVERTER_VERSION", "NOT_A_PART", "REPORT_NAME", "ConversionReport", "last_part"]
 
 # Bump this when conversion output changes; cached conversions are keyed by it.
-CONVERTER_VERSION = "1"
+CONVERTER_VERSION = "2"
 REPORT_NAME = "conversion_report.json"
 NOT_A_PART = "not a part of the encoder"
 

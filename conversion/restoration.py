@@ -83,21 +83,22 @@ def _download(original: str | Path, hub: HubOptions) -> Path:
 
 
 def _tower_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of our model's CLIP tower that an original need not contain."""
-    nested = config.get("clip_config")
+    """Return the fields of our model's second part that an original need not contain."""
+    nested = config.get("clip_config", config.get("query_config"))
     tower = nested if isinstance(nested, Mapping) else config
     return {name: tower[name] for name in ("num_attention_heads", "hidden_act") if name in tower}
 
 
-def _open_original(original: str | Path, to: str, hub: HubOptions, tower: Mapping[str, Any]) -> _Original:
+def _open_original(original: str | Path, to: str, hub: HubOptions, config: Mapping[str, Any]) -> _Original:
+    """Open an original for the model with this configuration, which may be a part of it."""
     path = _download(original, hub)
     files, weight_map = find_files(path)
     if not format_of(files[0].name).in_place:
         raise ValueError(f"ORIGINAL: {files[0]} is not a safetensors file; only those can be written into.")
     shards = {file.name: open_file(file) for file in files}
     tensors = join_shards(shards, weight_map)
-    plan = plan_conversion(open_checkpoint(path), **tower)
-    if to not in (plan.layout.slug, *plan.layout.also_written_for):
+    plan = plan_conversion(open_checkpoint(path), model_type=config.get("model_type"), **_tower_fields(config))
+    if to not in (plan.layout.slug, plan.layout.part_of, *plan.layout.also_written_for):
         raise ValueError(f"ORIGINAL: {original} has the layout {plan.layout.name} ({plan.layout.slug!r}), not {to!r}.")
     return _Original(path, plan, tensors, {name: file for file, names in shards.items() for name in names})
 
@@ -181,7 +182,7 @@ def restore_checkpoint(
     ours = open_checkpoint(encoder, hub)
     if ours.config.get("model_type") not in list(MODELS):
         raise ValueError(f"ENCODER: {encoder} is not a model of this package, judging by its config.json.")
-    theirs = _open_original(original, to, hub, _tower_fields(ours.config))
+    theirs = _open_original(original, to, hub, ours.config)
     _check_match(ours, theirs)
     path = theirs.path
     if path.is_dir() and target.resolve().is_relative_to(path.resolve()):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .infer_config import infer_clip_config, infer_deepencoder_config, infer_sam_config
-from .references import CLIP_REFERENCE, DEEPENCODER_REFERENCE, SAM_REFERENCE, Reference
+from .infer_config import infer_clip_config, infer_deepencoder_config, infer_deepencoder_v2_config, infer_sam_config
+from .references import CLIP_REFERENCE, DEEPENCODER_REFERENCE, DEEPENCODER_V2_REFERENCE, SAM_REFERENCE, Reference
 
 __all__ = ["TARGETS", "Target"]
 
@@ -30,6 +30,11 @@ TARGETS = {
         infer_deepencoder_config,
         DEEPENCODER_REFERENCE,
         optional_parts=("projector.", "image_newline", "view_separator"),
+    ),
+    "deepencoder_v2": Target(
+        infer_deepencoder_v2_config,
+        DEEPENCODER_V2_REFERENCE,
+        optional_parts=("projector.", "view_separator"),
     ),
     "deepencoder_sam": Target(infer_sam_config, SAM_REFERENCE, optional_parts=("compressor.",)),
     "deepencoder_clip_vision": Target(infer_clip_config, CLIP_REFERENCE),

@@ -24,6 +24,7 @@ def make_input(config: Any) -> torch.Tensor:
     main = getattr(config, "sam_config", config)
     side = min(main.image_size, LARGEST_SIDE)
     side -= side % main.patch_size
+    side = min(getattr(config, "query_sizes", (side,)))  # Other sizes have no learned queries.
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, main.num_channels, side, side, generator=generator).to(torch.bfloat16).float()
 
@@ -32,8 +33,9 @@ def reason_not_to_verify(plan: ConversionPlan, not_finite: Collection[str]) -> s
     """Return the reason why a conversion cannot be verified, or None if it can."""
     if not_finite:
         return f"{len(not_finite)} tensors are not finite"
-    if not getattr(plan.config, "use_patch_embedding", True):
-        return "the tower has no patch embedding, so it cannot read pixels"
+    against = plan.target.reference.reason_against(plan.config)
+    if against is not None:
+        return against
     try:
         plan.target.reference.find_original()
     except ModuleNotFoundError:

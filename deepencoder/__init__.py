@@ -22,13 +22,14 @@ from .registration import register
 from .services import SERVICES
 
 if TYPE_CHECKING:
-    from .configuration import ClipVisionEncoderConfig, DeepEncoderConfig, SamEncoderConfig
+    from .configuration import ClipVisionEncoderConfig, DeepEncoderConfig, DeepEncoderV2Config, SamEncoderConfig
     from .integrations import insert_vision_tokens, replace_vision_tower, restore_vision_tower
     from .modeling import (
         ClipVisionEncoder,
         ClipVisionEncoderOutput,
         DeepEncoder,
         DeepEncoderOutput,
+        DeepEncoderV2,
         SamEncoder,
         window_positions,
     )
@@ -50,6 +51,8 @@ __all__ = [
     "DeepEncoderConfig",
     "DeepEncoderImageProcessor",
     "DeepEncoderOutput",
+    "DeepEncoderV2",
+    "DeepEncoderV2Config",
     "ExportedDeepEncoder",
     "PageReader",
     "SamEncoder",
@@ -81,7 +84,9 @@ if not TYPE_CHECKING:  # A type checker would take `__getattr__` as leave to use
             "DeepEncoder": ".modeling.deepencoder",
             "DeepEncoderConfig": ".configuration.deepencoder",
             "DeepEncoderImageProcessor": ".processing.image_processing",
-            "DeepEncoderOutput": ".modeling.deepencoder",
+            "DeepEncoderOutput": ".modeling.pages",
+            "DeepEncoderV2": ".modeling.deepencoder_v2",
+            "DeepEncoderV2Config": ".configuration.deepencoder_v2",
             "ExportedDeepEncoder": ".runtimes.exported_model",
             "PageReader": ".reading.reader",
             "SamEncoder": ".modeling.sam_encoder",

@@ -18,6 +18,7 @@ SERVICES = {
     name: _service(module, name)
     for module, names in {
         ".conversion.from_original": ("load_original", "load_original_image_processor"),
+        ".conversion.halves": ("join_halves",),
         ".runtimes.exported_model": ("load_exported",),
         ".sharing.repository": ("check_shareable", "complete_folder"),
         ".sharing.upload": ("push_folder", "push_model", "push_part"),

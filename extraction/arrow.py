@@ -49,9 +49,12 @@ def feature_fields(
     """
     import pyarrow
 
-    check_outputs(outputs, dtype)
+    check_outputs(outputs, dtype, config)
     vectors = vectors or VectorOptions()
-    fields, stride = image_processor._fields(mode, {}), config.sam_config.total_stride
+    fields, stride = (
+        image_processor._fields(mode, {"token_scheme": config.token_scheme}),
+        config.sam_config.total_stride,
+    )
     columns = []
     for kind in map(OUTPUTS.__getitem__, outputs):
         column = pyarrow.list_(getattr(pyarrow, DTYPES[dtype])(), kind.width(config, vectors))

@@ -127,7 +127,7 @@ class PageEncoder:
         dtype: str = "float16",
         vectors: VectorOptions | None = None,
     ) -> None:
-        check_outputs(outputs, dtype)
+        check_outputs(outputs, dtype, model.config)
         self.model, self.image_processor = model.eval(), image_processor
         self.device = next(model.parameters()).device
         self.budget = BatchBudget("auto", self.device) if budget is None else budget
@@ -202,7 +202,6 @@ class PageEncoder:
             [`ModelError`]: the features of the last [`MAX_LOST_PAGES`] pages cannot be kept, so it is not the pages
                 that are to blame.
         """
-        stride = self.model.config.sam_config.total_stride
         for page, image, result in self.encode_entries(prepared, stop):
             if isinstance(image, PageError):
                 yield PageFeatures(page, error=str(image))
@@ -212,7 +211,7 @@ class PageEncoder:
             if isinstance(result, PageError):
                 yield replace(row, error=str(result))
             else:
-                yield replace(row, grid=image.grid, num_tokens=image.count_tokens(stride), outputs=result)
+                yield replace(row, grid=image.grid, num_tokens=image.count_tokens(self.model.config), outputs=result)
             if self._lost_in_a_row >= MAX_LOST_PAGES:
                 reason = self._find_bad_weight() or str(result)
                 raise ModelError(f"model gives no usable features for {MAX_LOST_PAGES} pages in a row: {reason}.")
@@ -279,7 +278,7 @@ class PageEncoder:
         sam = self.model.config.sam_config
         # The model decides how many pixels a token has, whatever the image processor was told.
         sizes = [(image.height, image.width) for image in images]
-        shown = self.image_processor.get_token_mask(sizes, self.mode, **cell_fields(sam))
+        shown = self.image_processor.get_token_mask(sizes, self.mode, **cell_fields(self.model.config))
         rows = -(-images[0].view.shape[1] // sam.total_stride)
         # (batch, h * w) -> (batch, h, w)
         return VectorInputs(self._send(shown.unflatten(1, (rows, -1))), self.vectors.pool, self._projection)

@@ -17,7 +17,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..configuration import DeepEncoderConfig
+from ..configuration import DeepEncoderConfig, DeepEncoderV2Config
+from ..configuration.composite import reads_pages
 from ..configuration.package_services import call_service
 
 __all__ = ["IdentifiedModel", "identify_model", "revision_of"]
@@ -110,9 +111,10 @@ class IdentifiedModel:
             `ValueError`: the model is not a DeepEncoder.
         """
         config = AutoConfig.from_pretrained(self.name, **self._options)
-        if config.model_type != DeepEncoderConfig.model_type:
+        if not reads_pages(config):
             raise ValueError(
-                f"model must be a {DeepEncoderConfig.model_type!r}, got a {config.model_type!r}: {self.name!r}. "
+                f"model must be a {DeepEncoderConfig.model_type!r} or a {DeepEncoderV2Config.model_type!r}, got a "
+                f"{config.model_type!r}: {self.name!r}. "
                 "`deepencoder convert` turns checkpoints of other code into one."
             )
         return config

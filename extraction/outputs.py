@@ -73,6 +73,7 @@ class OutputKind:
             of the image processor, the stride of the encoder in pixels, and the options of `multi_vector`. None for an
             output that is a single vector and not a sequence.
         has_options: whether the output depends on more than the model's output.
+        needs_cells: whether tokens must be cells of the page, which the queries of a [`DeepEncoderV2`] are not.
     """
 
     name: str
@@ -81,6 +82,7 @@ class OutputKind:
     width: Callable[[Any, VectorOptions], int]
     count: Callable[[Mapping[str, Any], int, VectorOptions], int | None] | None = None
     has_options: bool = False
+    needs_cells: bool = False
 
 
 def _take_tokens(page: EncodedPage) -> "torch.Tensor":
@@ -119,7 +121,7 @@ def _count_vectors(fields: Mapping[str, Any], stride: int, options: VectorOption
 
 def _count_vision_tokens(fields: Mapping[str, Any], stride: int, options: VectorOptions) -> int | None:
     grid = _view_grid(fields, stride)
-    return None if grid is None else count_image_tokens(grid, (1, 1), (0, 0))
+    return None if grid is None else count_image_tokens(grid, (1, 1), (0, 0), fields["token_scheme"])
 
 
 OUTPUTS = {
@@ -127,21 +129,21 @@ OUTPUTS = {
     for kind in (
         OutputKind(
             "pooled",
-            summary="one vector per page, CLIP's class token",
+            summary="one vector per page: CLIP's class token, or the last query of a DeepEncoderV2",
             take=lambda page: page.encoded.pooler_output[page.index],
-            width=lambda config, options: config.clip_config.hidden_size,
+            width=lambda config, options: config.pooled_size,
         ),
         OutputKind(
             "tokens",
-            summary="fused tokens of the global view and then of each tile, row-major",
+            summary="tokens of the global view and then of each tile: fused tokens, row-major, or queries",
             take=_take_tokens,
             width=lambda config, options: config.hidden_size,
             count=_count_tokens,
         ),
         OutputKind(
             "vision_tokens",
-            summary="projected tokens in the order of DeepSeek-OCR's decoder: the tiles' rows, then the view's rows, "
-            "a newline token after each row, one separator at the end",
+            summary="projected tokens in the order of the decoder: the tiles' rows, then the view's rows, a newline "
+            "token after each row, one separator at the end; the queries of a DeepEncoderV2 have no newlines",
             take=lambda page: page.encoded.vision_tokens[page.index],
             width=lambda config, options: config.projection_dim,
             count=_count_vision_tokens,
@@ -155,6 +157,7 @@ OUTPUTS = {
             width=lambda config, options: options.width_for(config.hidden_size),
             count=_count_vectors,
             has_options=True,
+            needs_cells=True,
         ),
     )
 }
@@ -191,9 +194,16 @@ def take_outputs(
     return [{name: OUTPUTS[name].take(page) for name in names} for page in pages]
 
 
-def check_outputs(outputs: Sequence[str], dtype: str) -> None:
-    """Raise `ValueError` if `outputs` are not names of different kinds of output, or if `dtype` is unknown."""
+def check_outputs(outputs: Sequence[str], dtype: str, config: Any = None) -> None:
+    """Raise `ValueError` if `outputs` are not names of different kinds of output, or if `dtype` is unknown.
+
+    Args:
+        config (*optional*): the model's configuration, if it is known: a model of learned queries has no cells.
+    """
     if isinstance(outputs, str) or not outputs or not set(outputs) <= set(OUTPUTS) or len(set(outputs)) < len(outputs):
         raise ValueError(f"outputs must be some of {', '.join(map(repr, OUTPUTS))}, got {outputs!r}.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
+    refused = [name for name in outputs if OUTPUTS[name].needs_cells]
+    if refused and getattr(config, "token_scheme", "cells") == "queries":
+        raise ValueError(f"outputs: {refused[0]!r} is made of cells of a page, but this model's tokens are queries.")

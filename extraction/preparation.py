@@ -46,11 +46,13 @@ class PreparedImage:
     def num_tiles(self) -> int:
         return 0 if self.tiles is None else len(self.tiles)
 
-    def count_tokens(self, stride: int) -> int:
-        """Count the image's vision tokens, newlines and separator included, given the encoder's stride in pixels."""
+    def count_tokens(self, config: Any) -> int:
+        """Count the image's vision tokens, newlines and separator included, given the model's configuration."""
+        stride = config.sam_config.total_stride
         height, width = self.view.shape[1:]
         tile = 0 if self.tiles is None else -(-self.tiles.shape[-1] // stride)
-        return count_image_tokens((-(-width // stride), -(-height // stride)), self.grid, (tile, tile))
+        view = (-(-width // stride), -(-height // stride))
+        return count_image_tokens(view, self.grid, (tile, tile), config.token_scheme)
 
 
 def prepare_image(image: Image.Image, image_processor: Any, mode: str | None = None) -> PreparedImage:

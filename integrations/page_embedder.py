@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from ..configuration import DeepEncoderConfig
-from ..extraction.outputs import OUTPUTS, VectorInputs, take_outputs
+from ..configuration.composite import reads_pages
+from ..extraction.outputs import OUTPUTS, VectorInputs, check_outputs, take_outputs
 from ..processing.images import to_rgb
 from ..processing.token_layout import TokenLayout
 from ..processing.token_pooling import VectorOptions
@@ -30,11 +30,11 @@ __all__ = ["PageEmbedder"]
 
 def _mask_vision_tokens(layout: TokenLayout) -> np.ndarray:
     """Return which vision tokens `(L,)` show any of the page. Newlines and the separator do not."""
-    return np.isin(layout.kind, ("tile", "view")) & ~layout.is_padding
+    return np.isin(layout.kind, ("tile", "view", "query")) & ~layout.is_padding
 
 
 def _mask_tokens(layout: TokenLayout) -> np.ndarray:
-    """Return which fused tokens show any of the page: those of the view, and then those of each tile."""
+    """Return which tokens show any of the page: those of the view, and then those of each tile."""
     shown = _mask_vision_tokens(layout)
     return np.concatenate([shown[layout.view_index].ravel(), shown[layout.tile_index].ravel()])
 
@@ -70,10 +70,10 @@ class PageEmbedder(InputModule):
     module that is not its own; `save` writes no code, and `load` runs none.
 
     Args:
-        model ([`DeepEncoder`]): the encoder.
+        model ([`DeepEncoder`] or [`DeepEncoderV2`]): the encoder.
         processor ([`DeepEncoderImageProcessor`]): its image processor.
         output (`str`, defaults to `"tokens"`): one of the outputs of `deepencoder extract`: `"pooled"` gives a
-            `sentence_embedding` `(batch, clip_hidden)`. `"tokens"`, `"vision_tokens"` and `"multi_vector"` give
+            `sentence_embedding` `(batch, pooled)`. `"tokens"`, `"vision_tokens"` and `"multi_vector"` give
             `token_embeddings` `(batch, n, width)` and an `attention_mask` `(batch, n)`, which is 0 for the padding of
             pages and of the batch, for newlines and for the separator.
         mode (`str`, *optional*): a mode that overrides the image processor's own fields.
@@ -101,10 +101,11 @@ class PageEmbedder(InputModule):
         vector_width: int = VectorOptions.width,
     ) -> None:
         super().__init__()
-        if getattr(getattr(model, "config", None), "model_type", None) != DeepEncoderConfig.model_type:
+        if not reads_pages(getattr(model, "config", None)):
             raise ValueError(f"model must be a DeepEncoder, got a {type(model).__name__}.")
         if output not in (POOLED, *MASKS):
             raise ValueError(f"output must be one of {', '.join(map(repr, (POOLED, *MASKS)))}, got {output!r}.")
+        check_outputs((output,), "float32", model.config)
         self.vectors = VectorOptions(vector_pool, vector_width)
         processor.get_tile_grid(1, 1, mode)  # checks the mode
         self.model, self.processor = model, processor
@@ -204,7 +205,7 @@ class PageEmbedder(InputModule):
         settings = cls.load_config(model_name_or_path, subfolder=subfolder, cache_folder=cache_folder, **place)
         place |= {"subfolder": subfolder, "cache_dir": cache_folder}
         config = AutoConfig.from_pretrained(model_name_or_path, **place)
-        if config.model_type != DeepEncoderConfig.model_type:
+        if not reads_pages(config):
             raise ValueError(f"model_name_or_path must name a DeepEncoder, got a {config.model_type!r}.")
         model = AutoModel.from_pretrained(model_name_or_path, **place, **(model_kwargs or {}))
         processor = AutoImageProcessor.from_pretrained(model_name_or_path, **place, **(processor_kwargs or {}))

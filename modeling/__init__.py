@@ -6,7 +6,9 @@ from ..lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .clip_vision_encoder import ClipVisionEncoder, ClipVisionEncoderOutput
-    from .deepencoder import DeepEncoder, DeepEncoderOutput
+    from .deepencoder import DeepEncoder
+    from .deepencoder_v2 import DeepEncoderV2
+    from .pages import DeepEncoderOutput
     from .sam_encoder import SamEncoder
     from .windows import window_positions
 
@@ -15,6 +17,7 @@ __all__ = [
     "ClipVisionEncoderOutput",
     "DeepEncoder",
     "DeepEncoderOutput",
+    "DeepEncoderV2",
     "SamEncoder",
     "window_positions",
 ]
@@ -26,7 +29,8 @@ if not TYPE_CHECKING:
             "ClipVisionEncoder": ".clip_vision_encoder",
             "ClipVisionEncoderOutput": ".clip_vision_encoder",
             "DeepEncoder": ".deepencoder",
-            "DeepEncoderOutput": ".deepencoder",
+            "DeepEncoderOutput": ".pages",
+            "DeepEncoderV2": ".deepencoder_v2",
             "SamEncoder": ".sam_encoder",
             "window_positions": ".windows",
         },

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .clip_vision_encoder import ClipVisionEncoder
 from .deepencoder import DeepEncoder
+from .deepencoder_v2 import DeepEncoderV2
 from .sam_encoder import SamEncoder
 
 __all__ = ["MODELS", "ModelKind", "model_kind"]
@@ -63,6 +64,21 @@ MODELS: dict[str, ModelKind] = {
                 "vision_tokens": "(batch, length, projection_dim): tokens of a page without tiles, with newlines and "
                 "separator",
                 "image_newline": "(projection_dim,): the token after each row of the mosaic of tiles and of the view",
+                "view_separator": "(projection_dim,): the last token of a page",
+            },
+        ),
+        ModelKind(
+            DeepEncoderV2,
+            summary="DeepSeek-OCR-2's vision encoder: a SAM ViT, a 16x convolutional compressor, learned queries that "
+            "read the compressed map in a language model's layers, and a projector. It turns a page into vision "
+            "tokens.",
+            main_output="outputs.vision_tokens[0]",
+            exported_outputs={
+                "last_hidden_state": "(batch, queries, hidden): the queries' outputs",
+                "pooler_output": "(batch, hidden): the last query, which has read the image and all other queries",
+                "projected_tokens": "(batch, queries, projection_dim): projected queries",
+                "vision_tokens": "(batch, queries + 1, projection_dim): tokens of a page without tiles, with the "
+                "separator",
                 "view_separator": "(projection_dim,): the last token of a page",
             },
         ),

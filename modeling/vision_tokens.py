@@ -1,4 +1,4 @@
-"""How the tokens of an image's views become the sequence that DeepSeek-OCR's decoder reads.
+"""How the tokens of an image's views become the sequence that a decoder reads: DeepSeek-OCR's, in rows.
 
 ```
  tile 1 | tile 2     the tiles, stitched to a mosaic of columns x rows tiles: row by row, a newline token after each
@@ -9,6 +9,8 @@
  ---------------
    separator         one token
 ```
+
+Tokens of DeepSeek-OCR-2 form no rows: those of each tile, then those of the view, then the separator.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["lay_out_vision_tokens", "read_tile_grids"]
+__all__ = ["join_vision_tokens", "lay_out_vision_tokens", "read_tile_grids"]
 
 
 def lay_out_vision_tokens(
@@ -57,6 +59,23 @@ def lay_out_vision_tokens(
         sequence.append(with_newlines.flatten(-3, -2))
     sequence.append(separator.expand(*batch, 1, dim))
     return torch.cat(sequence, dim=-2)
+
+
+def join_vision_tokens(view: torch.Tensor, tiles: torch.Tensor | None, separator: torch.Tensor) -> torch.Tensor:
+    """Join the tokens of one image that form no grid: those of each tile, those of the view, one separator.
+
+    Args:
+        view (`torch.Tensor` of shape `(n, dim)`, or `(batch, n, dim)` without tiles): tokens of the global view.
+        tiles (`torch.Tensor` of shape `(tiles, m, dim)`, *optional*): tokens of the tiles, tile after tile.
+        separator (`torch.Tensor` of shape `(dim,)`): the last token.
+
+    Returns:
+        `torch.Tensor` of shape `(L, dim)`, or `(batch, L, dim)`.
+    """
+    parts = [view, separator.expand(*view.shape[:-2], 1, -1)]
+    if tiles is not None:
+        parts.insert(0, tiles.flatten(0, 1))  # (tiles, m, dim) -> (tiles * m, dim)
+    return torch.cat(parts, dim=-2)
 
 
 def read_tile_grids(

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from .normalization import Normalization
-from .tiling import MAX_PATCHES
+from .tiling import MAX_PATCHES, TOKEN_SCHEMES
 
 __all__ = ["MAX_PIXELS", "check_fields", "check_types"]
 
@@ -79,6 +79,9 @@ def check_fields(fields: Mapping[str, Any]) -> tuple[int, ...]:
         raise ValueError(
             f"resample must be one of {[*map(int, PILImageResampling)]}, got {shorten(fields['resample'])}."
         )
+    if fields["token_scheme"] not in TOKEN_SCHEMES:
+        schemes = ", ".join(map(repr, TOKEN_SCHEMES))
+        raise ValueError(f"token_scheme must be one of {schemes}, got {shorten(fields['token_scheme'])}.")
     color = fields["background_color"]
     channels = (color,) * 3 if isinstance(color, int) else tuple(color)
     if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):

@@ -46,6 +46,9 @@ class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
         background_color (`int` or `tuple[int, int, int]`): colour of the padding, each channel in [0, 255].
         patch_size (`int`): side of the encoder's patches in pixels; only used to count tokens.
         downsample_ratio (`int`): number of patches along the side of a token; only used to count tokens.
+        token_scheme (`str`): `"cells"` if a token is a cell of a view, with newlines after each row, as in a
+            [`DeepEncoder`]; `"queries"` if it is a learned query, as in a [`DeepEncoderV2`]. Only used to count and to
+            locate tokens.
     """
 
     # transformers accepts only floats here, but a file may just as well say 0 or 1.
@@ -59,10 +62,11 @@ class DeepEncoderImageProcessorKwargs(ImagesKwargs, total=False):
     background_color: int | list[int] | tuple[int, ...]
     patch_size: int
     downsample_ratio: int
+    token_scheme: str
 
 
 class DeepEncoderImageProcessor(SharedPart, PilBackend):
-    r"""Prepares pages for a [`DeepEncoder`] in the same way as DeepSeek-OCR.
+    r"""Prepares pages for a [`DeepEncoder`] or a [`DeepEncoderV2`] in the same way as DeepSeek-OCR.
 
     | mode | global view | tiles |
     |---|---|---|
@@ -71,10 +75,14 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
     | base | 1024 pixels, padded | |
     | large | 1280 pixels, padded | |
     | gundam | 1024 pixels, padded | `min_patches` to `max_patches` of 640 pixels |
+    | v2 | 1024 pixels, padded | 2 to 6 of 768 pixels |
+
+    The mode `"v2"` is that of a [`DeepEncoderV2`].
 
     Args:
-        mode (`str`, *optional*): name of a mode, which sets `size`, `do_pad`, `crop_to_patches` and `tile_size`. Each
-            of these can also be given explicitly and then takes precedence. The default fields are those of `"base"`.
+        mode (`str`, *optional*): name of a mode, which sets `size`, `do_pad`, `crop_to_patches` and `tile_size`;
+            `"v2"` also sets `min_patches`, `max_patches` and `token_scheme`. Each of these can also be given
+            explicitly and then takes precedence. The default fields are those of `"base"`.
         kwargs: the fields of [`DeepEncoderImageProcessorKwargs`]. `size` is the size of the global view in pixels.
             With `do_pad`, images keep their aspect ratio and are padded to that size; without, they are squashed.
 
@@ -102,6 +110,7 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
     background_color = (127, 127, 127)
     patch_size = 16
     downsample_ratio = 4
+    token_scheme = "cells"
 
     def __init__(self, mode: str | None = None, **kwargs: Any) -> None:
         super().__init__(**(mode_fields(mode) | kwargs))
@@ -173,7 +182,7 @@ class DeepEncoderImageProcessor(SharedPart, PilBackend):
         Args:
             images: a `PIL.Image`, an array or tensor (see [`to_rgb`]), a path, a URL, or a list of these.
             mode (`str`, *optional*): a mode for this call, instead of the processor's own fields: `"tiny"`, `"small"`,
-                `"base"`, `"large"` or `"gundam"`; see [`DeepEncoderImageProcessor`].
+                `"base"`, `"large"`, `"gundam"` or `"v2"`; see [`DeepEncoderImageProcessor`].
             kwargs: fields for this call, as in [`DeepEncoderImageProcessorKwargs`]; and `return_tensors` (`"pt"` or
                 `"np"`; lists of arrays without).
 

@@ -61,9 +61,14 @@ def check_page_size(height: Any, width: Any) -> tuple[int, int]:
     return size
 
 
-def cell_fields(sam_config: Any) -> dict[str, int]:
-    """Return the fields of an image processor that give tokens the cells of a model with this SAM configuration."""
-    return {"patch_size": sam_config.patch_size, "downsample_ratio": sam_config.total_stride // sam_config.patch_size}
+def cell_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of an image processor that count and locate the tokens of a model with this configuration."""
+    sam = config.sam_config
+    return {
+        "patch_size": sam.patch_size,
+        "downsample_ratio": sam.total_stride // sam.patch_size,
+        "token_scheme": config.token_scheme,
+    }
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class PageGeometry:
         tile_grid: columns and rows of tiles; `(1, 1)` for a page without tiles.
         tile_size: side of a tile in pixels.
         stride: side of a token's cell in pixels of a view.
+        token_scheme: one of [`TOKEN_SCHEMES`].
     """
 
     page_size: tuple[int, int]
@@ -85,6 +91,7 @@ class PageGeometry:
     tile_grid: tuple[int, int]
     tile_size: int
     stride: int
+    token_scheme: str
 
     @classmethod
     def from_fields(cls, height: int, width: int, fields: Mapping[str, Any]) -> "PageGeometry":
@@ -101,7 +108,8 @@ class PageGeometry:
         side, tile_grid = fields["tile_size"], (1, 1)
         if fields["crop_to_patches"]:
             tile_grid = choose_tile_grid(*page_size, fields["min_patches"], fields["max_patches"], side)
-        return cls(page_size, view_size, placement, tile_grid, side, fields["patch_size"] * fields["downsample_ratio"])
+        stride = fields["patch_size"] * fields["downsample_ratio"]
+        return cls(page_size, view_size, placement, tile_grid, side, stride, fields["token_scheme"])
 
     @property
     def num_tiles(self) -> int:
@@ -123,4 +131,6 @@ class PageGeometry:
     @property
     def num_tokens(self) -> int:
         """Number of vision tokens, newlines and separator included."""
-        return count_image_tokens(self.view_tokens, self.tile_grid, (self.tile_tokens, self.tile_tokens))
+        return count_image_tokens(
+            self.view_tokens, self.tile_grid, (self.tile_tokens, self.tile_tokens), self.token_scheme
+        )

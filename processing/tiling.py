@@ -6,7 +6,7 @@ has more than half as many pixels as that grid.
 
 from functools import lru_cache
 
-__all__ = ["MAX_PATCHES", "choose_tile_grid", "count_image_tokens", "tile_grid_candidates"]
+__all__ = ["MAX_PATCHES", "TOKEN_SCHEMES", "choose_tile_grid", "count_image_tokens", "tile_grid_candidates"]
 
 MAX_PATCHES = 1024
 """Largest number of tiles of a page. Known deployments use up to 32. For 1024 tiles there are about 7,000 grids, and
@@ -47,19 +47,40 @@ def choose_tile_grid(height: int, width: int, min_patches: int, max_patches: int
     return best
 
 
-def count_image_tokens(view_grid: tuple[int, int], tile_grid: tuple[int, int], tile_tokens: tuple[int, int]) -> int:
-    """Return the number of vision tokens of an image, newlines and separator included.
-
-    Args:
-        view_grid (`tuple[int, int]`): columns and rows of tokens of the global view.
-        tile_grid (`tuple[int, int]`): columns and rows of tiles; `(1, 1)` for an image without tiles.
-        tile_tokens (`tuple[int, int]`): columns and rows of tokens of a tile.
-
-    Returns:
-        `int`: the length of the image's `vision_tokens`.
-    """
+def _count_cells(view_grid: tuple[int, int], tile_grid: tuple[int, int], tile_tokens: tuple[int, int]) -> int:
     columns, rows = view_grid
     total = (columns + 1) * rows + 1
     if tile_grid != (1, 1):
         total += (tile_grid[0] * tile_tokens[0] + 1) * tile_grid[1] * tile_tokens[1]
     return total
+
+
+def _count_queries(view_grid: tuple[int, int], tile_grid: tuple[int, int], tile_tokens: tuple[int, int]) -> int:
+    tiles = tile_grid[0] * tile_grid[1] if tile_grid != (1, 1) else 0
+    return tiles * tile_tokens[0] * tile_tokens[1] + view_grid[0] * view_grid[1] + 1
+
+
+TOKEN_SCHEMES = {"cells": _count_cells, "queries": _count_queries}
+"""What the vision tokens of a page are, by the name that the image processor's field `token_scheme` has, and how many
+there are: the cells of each view's grid in rows, a newline after each row (DeepSeek-OCR); or as many learned queries
+of each view as its grid has cells (DeepSeek-OCR-2). A separator follows in either case."""
+
+
+def count_image_tokens(
+    view_grid: tuple[int, int],
+    tile_grid: tuple[int, int],
+    tile_tokens: tuple[int, int],
+    scheme: str = "cells",
+) -> int:
+    """Return the number of vision tokens of an image, newlines and separator included.
+
+    Args:
+        view_grid (`tuple[int, int]`): columns and rows of cells of the global view.
+        tile_grid (`tuple[int, int]`): columns and rows of tiles; `(1, 1)` for an image without tiles.
+        tile_tokens (`tuple[int, int]`): columns and rows of cells of a tile.
+        scheme (`str`): one of [`TOKEN_SCHEMES`].
+
+    Returns:
+        `int`: the length of the image's `vision_tokens`.
+    """
+    return TOKEN_SCHEMES[scheme](view_grid, tile_grid, tile_tokens)

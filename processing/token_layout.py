@@ -1,7 +1,8 @@
 """Where each vision token of a page lies: its kind, and its box in pixels of the page.
 
 Unusual: the cells of a view form a grid, and those of the stitched tiles do, too, so everything follows from two axes.
-An axis holds the edges of its cells in pixels of the page, where a cell of padding has no width.
+An axis holds the edges of its cells in pixels of the page, where a cell of padding has no width. Learned queries have
+no cells: the box of a query is the part of the page that its view shows.
 """
 
 from collections.abc import Iterable
@@ -99,17 +100,19 @@ class TokenLayout:
     Args:
         page_size (`tuple[int, int]`): height and width of the page in pixels.
         kind (`numpy.ndarray` of shape `(L,)`, strings): `"tile"`, `"view"`, `"newline"` or `"separator"` for each
-            token, in the order of `vision_tokens`.
+            token, in the order of `vision_tokens`. The learned queries of a [`DeepEncoderV2`] are `"query"`.
         boxes (`numpy.ndarray` of shape `(L, 4)`, float64): left, top, right and bottom of each token in pixels of the
-            page. NaN for newlines and the separator; an empty box on the page's edge for a token of padding.
+            page. NaN for newlines and the separator; an empty box on the page's edge for a token of padding. A query
+            has no place of its own: its box is all that its tile shows, or the whole page for the global view.
         is_padding (`numpy.ndarray` of shape `(L,)`, bool): whether no pixel of the page is in the token's cell. False
             for newlines and the separator.
         view_index (`numpy.ndarray` of shape `(h, w)`, integers): position in the sequence of each token of the global
-            view. `view_index.ravel()` belongs to the rows of `last_hidden_state`.
+            view. `view_index.ravel()` belongs to the rows of `last_hidden_state`. `(1, n)` for queries.
         tile_index (`numpy.ndarray` of shape `(T, h_t, w_t)`, integers): the same for the tiles of this page; `T` is 0
             for a page without tiles. `tile_index[t].ravel()` belongs to the rows of `local_last_hidden_state[t]`.
+            `(T, 1, m)` for queries.
         mosaic_index (`numpy.ndarray` of shape `(rows * h_t, columns * w_t)`, integers): the same with the tiles
-            stitched; `(0, 0)` without tiles.
+            stitched; `(0, 0)` without tiles, and for queries.
     """
 
     page_size: tuple[int, int]
@@ -123,12 +126,19 @@ class TokenLayout:
     def __len__(self) -> int:
         return len(self.kind)
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether the tokens are learned queries, which are no cells of the page."""
+        return bool(len(self.kind)) and self.kind[0] == "query"
+
     def grid_index(self, kind: str) -> np.ndarray:
         """Return `view_index` for `"view"` and `mosaic_index` for `"tile"`.
 
         Raises:
-            `ValueError`: `kind` is neither, or the page has no tiles.
+            `ValueError`: `kind` is neither, the page has no tiles, or its tokens are queries.
         """
+        if self.has_queries:
+            raise ValueError("The tokens of this page are learned queries, which have no place on the page.")
         grids = {"view": self.view_index, "tile": self.mosaic_index}
         if kind not in grids:
             raise ValueError(f"kind must be 'view' or 'tile', got {kind!r}.")
@@ -241,6 +251,9 @@ def find_view_padding(geometry: PageGeometry) -> np.ndarray:
         `ValueError`: the page has more than [`MAX_TOKENS`] tokens.
     """
     _check_count(geometry)
+    if geometry.token_scheme == "queries":
+        columns_of_queries, rows_of_queries = geometry.view_tokens
+        return np.zeros((rows_of_queries, columns_of_queries), bool)  # A query has read all of the view.
     rows, columns = _view_axes(geometry)
     return rows.is_padding[:, None] | columns.is_padding
 
@@ -252,12 +265,16 @@ def _join(parts: Iterable[np.ndarray], end: Any) -> np.ndarray:
 
 
 def lay_out_tokens(geometry: PageGeometry) -> TokenLayout:
-    """Locate the tokens of a page: the tiles' rows, the view's rows, a newline after each row, one separator.
+    """Locate the tokens of a page: the tiles', the view's, and one separator. Cells have newlines after each row.
 
     Raises:
         `ValueError`: the page has more than [`MAX_TOKENS`] tokens.
     """
     _check_count(geometry)
+    return _LAYOUTS[geometry.token_scheme](geometry)
+
+
+def _lay_out_cells(geometry: PageGeometry) -> TokenLayout:
     parts = [_Part.from_axes("view", *_view_axes(geometry))]
     side = geometry.tile_tokens
     mosaic_index, tile_index = np.zeros((0, 0), int), np.zeros((0, side, side), int)
@@ -277,3 +294,29 @@ def lay_out_tokens(geometry: PageGeometry) -> TokenLayout:
         tile_index=tile_index,
         mosaic_index=mosaic_index,
     )
+
+
+def _lay_out_queries(geometry: PageGeometry) -> TokenLayout:
+    height, width = geometry.page_size
+    columns, rows = geometry.tile_grid
+    tiles, side = geometry.num_tiles, geometry.tile_tokens
+    row, column = np.divmod(np.arange(tiles), columns)
+    # (4, tiles) -> (tiles, 4), the page's parts that the tiles show
+    shown = np.stack([column, row, column + 1, row + 1]).T * np.array([width / columns, height / rows] * 2)
+    view_columns, view_rows = geometry.view_tokens
+    counts = np.array([side * side] * tiles + [view_columns * view_rows])
+    boxes = np.concatenate([shown, [[0, 0, width, height]]]).repeat(counts, axis=0)
+    total = len(boxes)
+    first = tiles * side * side
+    return TokenLayout(
+        geometry.page_size,
+        kind=np.append(np.full(total, "query", KINDS), np.array("separator", KINDS)),
+        boxes=np.concatenate([boxes, np.full((1, 4), np.nan)]),
+        is_padding=np.zeros(total + 1, bool),
+        view_index=np.arange(first, total)[None],
+        tile_index=np.arange(first).reshape(tiles, 1, side * side),
+        mosaic_index=np.zeros((0, 0), int),
+    )
+
+
+_LAYOUTS = {"cells": _lay_out_cells, "queries": _lay_out_queries}

@@ -158,7 +158,9 @@ def _lay_out_grid(page: Image.Image, tokens: torch.Tensor) -> tuple[torch.Tensor
         raise ValueError(f"tokens must have the shape (h, w, dim) without a layout, got {tuple(tokens.shape)}.")
     height, width, dim = tokens.shape
     place = Placement(0, 0, width, height)
-    layout = lay_out_tokens(PageGeometry((page.height, page.width), (height, width), place, (1, 1), 1, stride=1))
+    layout = lay_out_tokens(
+        PageGeometry((page.height, page.width), (height, width), place, (1, 1), 1, stride=1, token_scheme="cells")
+    )
     sequence = tokens.new_zeros(len(layout), dim)
     sequence[torch.from_numpy(layout.view_index)] = tokens
     return sequence, layout

@@ -91,7 +91,7 @@ class PageReader:
             raise ValueError(f"batch_size must be positive, got {batch_size}.")
         pages = [to_rgb(page, index) for index, page in enumerate(images if isinstance(images, list) else [images])]
         options: dict[str, Any] = {} if mode is None else {"mode": mode}
-        options |= cell_fields(self.encoder.config.sam_config)
+        options |= cell_fields(self.encoder.config)
         texts = []
         for start in range(0, len(pages), batch_size):
             batch = pages[start : start + batch_size]

@@ -1,7 +1,7 @@
 """A DeepEncoder that runs as exported graphs, in OpenVINO or ONNX Runtime.
 
 Unusual: this is a model without the weights of a model. The graphs encode views; what turns views into pages is the
-code of [`DeepEncoder`] itself, whose methods are taken over as they are. It holds two parameters, the newline and the
+code of [`DeepEncoder`] itself, which it shares. It holds two parameters, the newline and the
 separator, which tell its device and dtype like those of any model.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ..configuration import DeepEncoderConfig
-from ..modeling.base import DeepEncoderPreTrainedModel
-from ..modeling.deepencoder import DeepEncoder, DeepEncoderOutput
+from ..modeling.deepencoder import DeepEncoder
 from ..modeling.inputs import check_pixel_values
+from ..modeling.pages import DeepEncoderOutput, PagePreTrainedModel
 from .graph_folders import GraphFolder, open_folder
 
 __all__ = ["ExportedDeepEncoder", "load_exported"]
@@ -24,7 +24,7 @@ __all__ = ["ExportedDeepEncoder", "load_exported"]
 PIXELS_TOGETHER = 1 << 20  # Views are run a few at a time, since larger batches are no faster on a CPU.
 
 
-class ExportedDeepEncoder(DeepEncoderPreTrainedModel):
+class ExportedDeepEncoder(PagePreTrainedModel):
     """A [`DeepEncoder`] for inference that runs as exported graphs, one for each size of views.
 
     It takes the inputs of a [`DeepEncoder`], tiles and batches of pages with different numbers of tiles included, and
@@ -34,13 +34,9 @@ class ExportedDeepEncoder(DeepEncoderPreTrainedModel):
 
     config: DeepEncoderConfig
     base_model_prefix = "deepencoder"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    _supports_sdpa = True
+    bare_parameters = DeepEncoder.bare_parameters
 
-    check_inputs: Callable[..., Any] = DeepEncoder.check_inputs
-    forward: Callable[..., Any] = DeepEncoder.forward
-    get_image_features: Callable[..., Any] = DeepEncoder.get_image_features
+    lay_out: Callable[..., Any] = DeepEncoder.lay_out
 
     def __init__(self, folder: GraphFolder) -> None:
         super().__init__(folder.config)

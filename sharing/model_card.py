@@ -12,11 +12,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..configuration.composite import reads_pages
 from ..conversion.readers.hub import looks_like_hub_id
 from ..conversion.report import REPORT_NAME, last_part
 from ..modeling.catalog import MODELS
 from ..processing import DeepEncoderImageProcessor
-from ..processing.modes import MODES
+from ..processing.modes import mode_for, modes_of
 from .model_facts import MEASURED_ON, describe_stored, describe_weights, measurements_of
 
 __all__ = ["CARD_MARK", "make_model_card", "read_report"]
@@ -38,6 +39,13 @@ CITATIONS = {
   author = {Wei, Haoran and Sun, Yaofeng and Li, Yukun},
   journal = {arXiv preprint arXiv:2510.18234},
   year = {2025}
+}""",
+    "deepseek-ocr-2": """\
+@article{wei2026deepseekocr2,
+  title = {DeepSeek-OCR 2: Visual Causal Flow},
+  author = {Wei, Haoran and Sun, Yaofeng and Li, Yukun},
+  journal = {arXiv preprint arXiv:2601.20552},
+  year = {2026}
 }""",
     "sam": """\
 @article{kirillov2023segment,
@@ -123,6 +131,12 @@ def _describe_clip(config: Any) -> Iterator[str]:
     yield tower + (f", patches of {config.patch_size} pixels" if config.use_patch_embedding else "")
 
 
+def _describe_queries(config: Any) -> Iterator[str]:
+    yield _describe_tower(config.query_config, {}, "Query encoder, Qwen2 layers")
+    counts = zip(config.query_counts, config.query_sizes, strict=True)
+    yield "- Learned queries: " + ", ".join(f"{count} for views of {size} pixels" for count, size in counts)
+
+
 def _architecture(folder: Path, config: Any, num_parameters: int) -> str:
     stored = describe_stored(folder)
     lines = [
@@ -130,8 +144,10 @@ def _architecture(folder: Path, config: Any, num_parameters: int) -> str:
         f"The weights take {describe_weights(num_parameters)}" + (f"; here they are {stored}." if stored else "."),
         "",
     ]
-    if config.model_type == "deepencoder":
-        lines += [*_describe_sam(config.sam_config), *_describe_clip(config.clip_config)]
+    if reads_pages(config):
+        is_first = config.model_type == "deepencoder"
+        second = _describe_clip(config.clip_config) if is_first else _describe_queries(config)
+        lines += [*_describe_sam(config.sam_config), *second]
         projector = "none" if config.projector_type == "identity" else config.projector_type
         lines.append(f"- Projector: {projector}, {config.hidden_size} to {config.projection_dim} channels")
     else:
@@ -164,16 +180,15 @@ def _usage(config: Any, repo_id: str | None) -> str:
     )
 
 
-def _modes_table(processor: DeepEncoderImageProcessor) -> str:
+def _modes_table(config: Any, processor: DeepEncoderImageProcessor) -> str:
     rows = ["| mode | global view | tiles | vision tokens |", "|---|---|---|---|"]
-    for name, fields in MODES.items():
+    for name, fields in modes_of(config.token_scheme).items():
         side, shape = fields["size"]["height"], "padded" if fields["do_pad"] else "squashed"
         tokens, tiles = str(processor.get_number_of_image_tokens(side, side, mode=name)), ""
         if fields["crop_to_patches"]:
             page = processor.get_number_of_image_tokens(**A4_AT_150_DPI, mode=name)
-            tiles = (
-                f"{processor.min_patches} to {processor.max_patches} of {fields['tile_size']} x {fields['tile_size']}"
-            )
+            fewest, most = (fields.get(field, getattr(processor, field)) for field in ("min_patches", "max_patches"))
+            tiles = f"{fewest} to {most} of {fields['tile_size']} x {fields['tile_size']}"
             tokens = f"{page} for an A4 page at 150 dpi"
         rows.append(f"| `{name}` | {side} x {side}, {shape} | {tiles} | {tokens} |")
     return "\n".join(rows)
@@ -196,19 +211,27 @@ def _costs_table(config: Any, num_parameters: int) -> str:
     return "\n\n".join(("## Costs", text, "\n".join(rows)))
 
 
+EXAMPLE_MODES = {"cells": "gundam", "queries": "v2"}
+_SEQUENCES = {
+    "cells": "the tiles' rows, then the view's rows, a newline token after each row, one separator at the end. Tiles "
+    "are stitched first, so a row runs across all tiles that lie side by side.",
+    "queries": "the queries of each tile, then those of the view, one separator at the end. A query is no cell of the "
+    "page.",
+}
+
+
 def _vision_tokens(config: Any, processor: DeepEncoderImageProcessor) -> str:
     layout = (
-        f"`outputs.vision_tokens` holds one tensor `(tokens, {config.projection_dim})` per image: the tiles' rows, "
-        "then the view's rows, a newline token after each row, one separator at the end. Tiles are stitched first, so "
-        "a row runs across all tiles that lie side by side. `processor.get_number_of_image_tokens(height, width, "
-        "mode=...)` counts the tokens of a page."
+        f"`outputs.vision_tokens` holds one tensor `(tokens, {config.projection_dim})` per image: "
+        f"{_SEQUENCES[config.token_scheme]} `processor.get_number_of_image_tokens(height, width, mode=...)` counts "
+        "the tokens of a page."
     )
     choice = (
-        'Choose a mode with `processor(page, mode="gundam", return_tensors="pt")`. '
+        f'Choose a mode with `processor(page, mode="{EXAMPLE_MODES[config.token_scheme]}", return_tensors="pt")`. '
         "`processor.get_token_layout(height, width)` says which part of the page each token is; see "
         f"[where a token lies]({TOKENS_GUIDE})."
     )
-    return "\n\n".join(("## Vision tokens", layout, _modes_table(processor), choice))
+    return "\n\n".join(("## Vision tokens", layout, _modes_table(config, processor), choice))
 
 
 def _limits(config: Any, report: Mapping[str, Any]) -> str:
@@ -218,7 +241,7 @@ def _limits(config: Any, report: Mapping[str, Any]) -> str:
         "The languages and scripts for which the features are good are unknown: no evaluation is part of this "
         "repository.",
     ]
-    if config.model_type == "deepencoder":
+    if reads_pages(config):
         lines.append(
             "Every page is resized to the resolution of the mode. Text that is illegible at that resolution is lost: "
             "choose a larger mode, or tiles."
@@ -263,6 +286,8 @@ def _licence(license: str | None) -> str:
 def _citation(config: Any) -> str:
     if config.model_type == "deepencoder":
         names = ["deepseek-ocr", "sam", "clip"]
+    elif config.model_type == "deepencoder_v2":
+        names = ["deepseek-ocr-2", "sam"]
     elif config.model_type == "deepencoder_sam":
         names = ["deepseek-ocr", "sam"] if config.downsample_channels else ["sam"]
     elif not _takes_pixels(config):
@@ -315,8 +340,9 @@ def make_model_card(
             "*A sample page with its token grid, and the features of each token as colours.*"
         )
     sections.append(_usage(config, repo_id))
-    if config.model_type == "deepencoder":
-        sections.append(_vision_tokens(config, image_processor or DeepEncoderImageProcessor()))
+    if reads_pages(config):
+        processor = image_processor or DeepEncoderImageProcessor(mode=mode_for(config))
+        sections.append(_vision_tokens(config, processor))
         sections.append(_costs_table(config, num_parameters))
     sections.append(_limits(config, report))
     if report:

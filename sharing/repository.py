@@ -21,6 +21,7 @@ from ..configuration.remote_code import dump_json, flat_name
 from ..conversion.report import REPORT_NAME
 from ..modeling.catalog import MODELS, model_kind
 from ..processing import DeepEncoderImageProcessor
+from ..processing.modes import mode_for
 from .model_card import CARD_MARK, make_model_card, read_report
 from .payload import export_code
 from .sample_picture import draw_sample_page
@@ -78,7 +79,7 @@ def with_image_processor_code(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _default_image_processor(config: Any) -> DeepEncoderImageProcessor:
     if config.model_type != "deepencoder_clip_vision":
-        return DeepEncoderImageProcessor()
+        return DeepEncoderImageProcessor(mode=mode_for(config))
     fields: dict[str, Any] = {"size": {"height": config.image_size, "width": config.image_size}, "do_pad": False}
     if config.post_norm == "pooled":  # One of OpenAI's towers.
         fields |= {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}

@@ -22,7 +22,7 @@ def draw_sample_page(model: Any) -> bytes:
     """Encode the sample page with a [`DeepEncoder`], and draw the page and its features as a PNG file."""
     sam = model.config.sam_config
     side = LARGEST_SIDE - LARGEST_SIDE % sam.total_stride
-    fields: dict[str, Any] = {"size": {"height": side, "width": side}, "do_pad": True, **cell_fields(sam)}
+    fields: dict[str, Any] = {"size": {"height": side, "width": side}, "do_pad": True, **cell_fields(model.config)}
     processor: Any = DeepEncoderImageProcessor(**fields)
     inputs = processor(SAMPLE_PAGE, return_tensors="pt")
     # `eval` changes every part, and a user may train only one of the halves: restore each part's own flag.

@@ -21,6 +21,8 @@ from deepencoder import (
     DeepEncoder,
     DeepEncoderConfig,
     DeepEncoderImageProcessor,
+    DeepEncoderV2,
+    DeepEncoderV2Config,
     SamEncoder,
     SamEncoderConfig,
 )
@@ -30,6 +32,7 @@ from .hub_server import Hub
 
 MODELS = {
     "deepencoder": lambda: DeepEncoder(DeepEncoderConfig.tiny()),
+    "deepencoder_v2": lambda: DeepEncoderV2(DeepEncoderV2Config.tiny(image_size=64)),
     "sam": lambda: SamEncoder(SamEncoderConfig.tiny()),
     "clip": lambda: ClipVisionEncoder(ClipVisionEncoderConfig.tiny(post_norm="pooled", projection_dim=24)),
 }

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, TorchAoConfig
 
-from deepencoder import ExportedDeepEncoder
+from deepencoder import DeepEncoderImageProcessor, ExportedDeepEncoder, render_text
 
 from .corpus import make_batch
 from .evaluation import edit_distance, read_tokens
@@ -61,32 +61,31 @@ def _quantized(name: str) -> Callable[[ReadingObjective, Path], Encode]:
     return load
 
 
-def _exported(runtime: str, compress: bool = False) -> Callable[[ReadingObjective, Path], Encode]:
-    """Export to a runtime for one size of page, in 8 bits if `compress`."""
+def _exported(runtime: str, calibrate: bool = False) -> Callable[[ReadingObjective, Path], Encode]:
+    """Export to a runtime for one size of page; with calibration, in 8 bits."""
 
     def load(reader: ReadingObjective, folder: Path) -> Encode:
-        from deepencoder.conversion.export import export_model
+        from deepencoder.conversion.export import export_folder
 
         graphs = Path(tempfile.mkdtemp()) / "graphs"
-        form = {"openvino": "openvino", "onnxruntime": "onnx"}[runtime]
-        suffix = {"openvino": ".xml", "onnxruntime": ".onnx"}[runtime]
-        graphs.mkdir()
-        options: dict[str, Any] = {"compress": "int8"} if compress else {}
-        export_model(reader.encoder, graphs / f"{SIDE}{suffix}", image_size=SIDE, format=form, **options)
-        model = ExportedDeepEncoder.from_pretrained(graphs, runtime=runtime)
-
-        def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            output = model(pixel_values=pixels)
-            # The sequence of a page without tiles: rows that end with a newline, and the separator.
-            tokens = torch.stack(list(output.vision_tokens)).float()[:, :-1]
-            side = SIDE // 64
-            return output.pooler_output.float(), tokens.unflatten(1, (side, side + 1))[:, :, :-1].flatten(1, 2)
-
-        return encode
+        processor = DeepEncoderImageProcessor.from_pretrained(folder)
+        calibration = {SIDE: _calibration_pages()} if calibrate else None
+        export_folder(reader.encoder, graphs, [SIDE], EXPORTS[runtime], processor, calibration)
+        return _with_torch(ExportedDeepEncoder.from_pretrained(graphs, runtime=runtime))
 
     return load
 
 
+def _calibration_pages(count: int = 10) -> torch.Tensor:
+    """Return printed pages, normalised: `(count, 3, SIDE, SIDE)`."""
+    text = (Path(__file__).parents[1] / "LICENSE").read_text()
+    pages = render_text(text, (SIDE, SIDE), font_size=20)[:count]
+    pixels = np.stack([np.asarray(page.image) for page in pages])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+EXPORTS = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""The formats of the runtimes."""
 FORMS: dict[str, Callable[[ReadingObjective, Path], Encode]] = {
     "float32": _in_dtype(torch.float32),
     "bfloat16": _in_dtype(torch.bfloat16),
@@ -95,7 +94,7 @@ FORMS: dict[str, Callable[[ReadingObjective, Path], Encode]] = {
     "int8 weights and activations (torchao)": _quantized("Int8DynamicActivationInt8WeightConfig"),
     "ONNX Runtime, float32": _exported("onnxruntime"),
     "OpenVINO, float32": _exported("openvino"),
-    "OpenVINO, int8 (NNCF)": _exported("openvino", compress=True),
+    "OpenVINO, int8 (NNCF)": _exported("openvino", calibrate=True),
 }
 """The forms in which a model can run, and how each is made."""
 

@@ -39,7 +39,7 @@ def describe_layout(config: Any, image_size: int) -> dict[str, Any]:
     Returns:
         `token_grid` (rows and columns of tokens, in row-major order), `token_stride` and `patch_size` (the sides of a
         token and of a patch in pixels), and for a [`DeepEncoder`] `vision_tokens`: the parts of a page's sequence, in
-        order, each with what follows each of its rows.
+        order, each with what follows each of its rows. A [`DeepEncoderV2`] has a number of `queries` and no grid.
     """
     main = getattr(config, "sam_config", config)
     stride = getattr(main, "total_stride", main.patch_size)
@@ -53,6 +53,14 @@ def describe_layout(config: Any, image_size: int) -> dict[str, Any]:
         layout["vision_tokens"] = [
             {"part": "mosaic of tiles", "after_each_row": "image_newline"},
             {"part": "global view", "after_each_row": "image_newline"},
+            {"part": "view_separator"},
+        ]
+    if config.model_type == "deepencoder_v2":
+        del layout["token_grid"]  # A query is no cell of the page.
+        layout["queries"] = tokens**2
+        layout["vision_tokens"] = [
+            {"part": "queries of each tile"},
+            {"part": "queries of the global view"},
             {"part": "view_separator"},
         ]
     return layout

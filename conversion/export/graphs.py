@@ -14,7 +14,6 @@ from torch import nn
 
 from ...modeling.catalog import MODELS
 from ...modeling.positions import resize_position_grid, resize_relative_positions
-from ...modeling.vision_tokens import lay_out_vision_tokens
 
 __all__ = ["GRAPHS", "ExportedView", "fix_image_size"]
 
@@ -39,10 +38,15 @@ class Graph:
 
 def _forward_deepencoder(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     fused, tokens, output = model.encode_view(pixel_values)  # tokens: (batch, rows, columns, dim)
-    vision_tokens = lay_out_vision_tokens(tokens, None, (1, 1), model.image_newline, model.view_separator)
+    vision_tokens = model.lay_out(tokens, None, (1, 1))
     # The last two do not depend on the pixels. As outputs, any client can read them, in whatever language.
     constants = (model.image_newline.clone(), model.view_separator.clone())
     return fused, output.pooler_output, tokens.flatten(1, 2), vision_tokens, *constants
+
+
+def _forward_deepencoder_v2(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    queries, tokens, output = model.encode_view(pixel_values)
+    return queries, output.pooler_output, tokens, model.lay_out(tokens, None, (1, 1)), model.view_separator.clone()
 
 
 def _forward_sam(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -82,6 +86,15 @@ def _resize_deepencoder(config: Any, state_dict: Tensors, image_size: int) -> di
     )
 
 
+def _resize_deepencoder_v2(config: Any, state_dict: Tensors, image_size: int) -> dict[str, torch.Tensor]:
+    sam = config.sam_config
+    if image_size not in config.query_sizes:
+        sizes = ", ".join(map(str, config.query_sizes))
+        raise ValueError(f"image_size must be one of {sizes}, for which there are learned queries, got {image_size}.")
+    sam.image_size = image_size
+    return _sam_tables(state_dict, "sam_encoder.", image_size // sam.patch_size, sam)
+
+
 def _resize_sam(config: Any, state_dict: Tensors, image_size: int) -> dict[str, torch.Tensor]:
     config.image_size = image_size
     return _sam_tables(state_dict, "", image_size // config.patch_size, config)
@@ -95,6 +108,9 @@ def _resize_clip(config: Any, state_dict: Tensors, image_size: int) -> dict[str,
 # CLIP's sdpa is that of transformers, whose export keeps the strides of the kernel that it was traced with.
 GRAPHS = {
     "deepencoder": Graph(_forward_deepencoder, _resize_deepencoder, {"sam_config": "sdpa", "clip_config": "eager"}),
+    "deepencoder_v2": Graph(
+        _forward_deepencoder_v2, _resize_deepencoder_v2, {"sam_config": "sdpa", "query_config": "eager"}
+    ),
     "deepencoder_sam": Graph(_forward_sam, _resize_sam, "sdpa"),
     "deepencoder_clip_vision": Graph(_forward_clip, _resize_clip, "eager"),
 }
@@ -118,7 +134,7 @@ def fix_image_size(model: Any, image_size: int, attn_implementation: Any = None)
     """Return a copy of a model, in float32 on the CPU, whose position tables are those of one image size.
 
     Args:
-        model: a [`DeepEncoder`], [`SamEncoder`] or [`ClipVisionEncoder`].
+        model: a [`DeepEncoder`], [`DeepEncoderV2`], [`SamEncoder`] or [`ClipVisionEncoder`].
         image_size: side of the pages, in pixels.
         attn_implementation: attention of the copy.
 

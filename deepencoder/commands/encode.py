@@ -131,7 +131,7 @@ class _Encoder:
     def _lay_out(self, page: "Image.Image", mode: dict[str, str]) -> Any:
         from ..processing.placement import cell_fields
 
-        cells = cell_fields(self.model.config.sam_config)
+        cells = cell_fields(self.model.config)
         return self.processor.get_token_layout(page.height, page.width, **mode, **cells)
 
     def _choose(self, layout: "TokenLayout", label: str) -> int | None:
@@ -318,6 +318,8 @@ def encode(options: EncodeOptions) -> None:
     pictures = _name_pictures(options)
     _check_targets(options, pictures)
     encoder = _load_encoder(options)
+    if pictures and encoder.model.config.token_scheme == "queries":
+        raise UserError("--picture shows cells of the page, and the tokens of this model are learned queries.")
     results = _Results(Table("image", "size", "tiles", "vision tokens", "seconds", box=None, pad_edge=False))
     failures = 0
     for index, encoding in _encode_all(encoder, options.images):

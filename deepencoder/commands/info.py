@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..processing.modes import MODES
+from ..processing.modes import modes_of
 from .errors import reported_as
 from .models import Source, load_config, load_processor, name_source
 from .options import RevisionOption, TrustOption
@@ -39,7 +39,7 @@ def info(
     import torch
     from transformers import AutoModel
 
-    from .. import DeepEncoderConfig
+    from ..configuration.composite import reads_pages
     from ..sharing.model_facts import MEASURED_ON, measurements_of
 
     console = make_console()
@@ -51,11 +51,11 @@ def info(
     console.print(f"{source.name}: {type(built).__name__}, {count:,} parameters")
     console.print(_describe_size(source, config, count), soft_wrap=True)
     console.print(_list_parts(built))
-    if config.model_type == DeepEncoderConfig.model_type:
+    if reads_pages(config):
         measured = measurements_of(config, count)
         processor = load_processor(source)
         console.print(f"image processor: {f'mode {processor.mode}' if processor.mode else 'fields of no mode'}")
-        console.print(_list_modes(processor, measured))
+        console.print(_list_modes(config, processor, measured))
         console.print(_describe_outputs(config), soft_wrap=True)
         if measured:
             costs = f"Time and memory of a page on {MEASURED_ON}, without the weights; gundam with 6 tiles."
@@ -97,7 +97,11 @@ def _describe_outputs(config: Any) -> str:
     from ..extraction.outputs import OUTPUTS
     from ..processing.token_pooling import VectorOptions
 
-    widths = ", ".join(f"{kind.name} {kind.width(config, VectorOptions())}" for kind in OUTPUTS.values())
+    widths = ", ".join(
+        f"{kind.name} {kind.width(config, VectorOptions())}"
+        for kind in OUTPUTS.values()
+        if not (kind.needs_cells and config.token_scheme == "queries")
+    )
     return f"values in a vector of each output: {widths}"
 
 
@@ -110,16 +114,17 @@ def _list_parts(model: Any) -> Table:
     return table
 
 
-def _list_modes(processor: Any, measured: dict[str, Any]) -> Table:
+def _list_modes(config: Any, processor: Any, measured: dict[str, Any]) -> Table:
     """Return the modes with their tokens, and with what a page costs in each dtype where that was measured."""
     dtypes = list(next(iter(measured.values()))) if measured else []
     table = Table("mode", "view", "tiles", "vision tokens", *dtypes, box=None, pad_edge=False)
-    for name, fields in MODES.items():
+    for name, fields in modes_of(config.token_scheme).items():
         side = fields["size"]["height"]
         shape = "padded" if fields["do_pad"] else "squashed"
         tiles, tokens = "-", str(processor.get_number_of_image_tokens(side, side, mode=name))
         if fields["crop_to_patches"]:
-            tiles = f"{processor.min_patches} to {processor.max_patches} of {fields['tile_size']}"
+            fewest, most = (fields.get(field, getattr(processor, field)) for field in ("min_patches", "max_patches"))
+            tiles = f"{fewest} to {most} of {fields['tile_size']}"
             page = processor.get_number_of_image_tokens(**A4_AT_150_DPI, mode=name)
             tokens = f"{page} for an A4 page at 150 dpi"
         costs = [measured[name][dtype] for dtype in dtypes]

@@ -171,23 +171,24 @@ def _load_exported(source: Source, dtype: Dtype, device: "torch.device", runtime
 
 def _load_deepencoder(source: Source, dtype: Dtype) -> Any:
     from .. import DeepEncoderConfig
+    from ..configuration.composite import reads_pages
 
     if source.is_original:
         return _load_original_deepencoder(source, dtype)
-    found, wanted = load_config(source).model_type, DeepEncoderConfig.model_type
-    if found != wanted:
-        raise UserError(f"--model {source.model!r} is a {found!r}; this command needs a {wanted!r}.")
+    config, wanted = load_config(source), DeepEncoderConfig.model_type
+    if not reads_pages(config):
+        raise UserError(f"--model {source.model!r} is a {config.model_type!r}; this command needs a {wanted!r}.")
     return _load_own(source, dtype)
 
 
 def _load_original_deepencoder(source: Source, dtype: Dtype) -> Any:
-    from .. import DeepEncoder
+    from ..configuration.composite import reads_pages
     from ..conversion.from_original import load_original_with_report
 
     with reported_as(f"--model {source.model!r} cannot be loaded", OSError, ValueError):
-        loaded, report = load_original_with_report(
-            DeepEncoder, source.model, dtype=dtype.value, **source.original_options
-        )
+        loaded, report = load_original_with_report(None, source.model, dtype=dtype.value, **source.original_options)
+    if not reads_pages(loaded.config):
+        raise UserError(f"--model {source.model!r} holds a {report.model_type!r}, not a 'deepencoder'.")
     if report.initialized:
         raise UserError(f"--model {source.model!r} has no tensors for {', '.join(report.initialized)}.")
     return loaded
@@ -230,12 +231,13 @@ def load_processor(source: Source) -> Any:
     from transformers.utils import IMAGE_PROCESSOR_NAME
 
     from .. import DeepEncoderImageProcessor
+    from ..processing.modes import mode_for
 
     with reported_as(f"The image processor of {source.model!r} cannot be loaded", Exception):
         if source.is_original:
             return DeepEncoderImageProcessor.from_original(source.model, **source.original_options)
         if source.find(IMAGE_PROCESSOR_NAME) is None:
-            return DeepEncoderImageProcessor()
+            return DeepEncoderImageProcessor(mode=mode_for(load_config(source)))
         processor = AutoImageProcessor.from_pretrained(source.model, **source.own_options)
     # Compared by name, since code that comes with a model defines a class of its own.
     if type(processor).__name__ != DeepEncoderImageProcessor.__name__:

@@ -1,4 +1,4 @@
-"""transformers' `ModelTesterMixin` and `ConfigTester` on the three models."""
+"""transformers' `ModelTesterMixin` and `ConfigTester` on the models."""
 
 import unittest
 from typing import Any
@@ -12,9 +12,12 @@ from deepencoder import (
     ClipVisionEncoderConfig,
     DeepEncoder,
     DeepEncoderConfig,
+    DeepEncoderV2,
+    DeepEncoderV2Config,
     SamEncoder,
     SamEncoderConfig,
 )
+from deepencoder.configuration.query_encoder import QueryEncoderConfig
 
 from .skips import FLAGS
 
@@ -65,6 +68,23 @@ class DeepEncoderTester(ModelTester):
         return DeepEncoderConfig(sam_config=sam_config, clip_config=config.clip_config, projection_dim=48)
 
 
+class DeepEncoderV2Tester(ModelTester):
+    seq_length = 8  # of the image and of its queries
+    num_hidden_states_types = 2  # the query encoder's and SAM's
+
+    def get_config(self) -> DeepEncoderV2Config:
+        sam_config = SamEncoderConfig.tiny(image_size=self.image_size, num_hidden_layers=self.num_hidden_layers)
+        query_config = QueryEncoderConfig.tiny(
+            num_hidden_layers=self.num_hidden_layers, num_attention_heads=self.num_attention_heads
+        )
+        return DeepEncoderV2Config.tiny(
+            self.image_size,
+            sam_config=sam_config,
+            query_config=query_config,
+            query_sizes=(self.image_size, 2 * self.image_size),
+        )
+
+
 class CommonTests(ModelTesterMixin):
     test_resize_embeddings = FLAGS["test_resize_embeddings"][0]
     model_tester_class: type[ModelTester]
@@ -109,5 +129,13 @@ class DeepEncoderTest(CommonTests, unittest.TestCase):
     all_model_classes = (DeepEncoder,)
     model_tester_class = DeepEncoderTester
     config_class = DeepEncoderConfig
+    config_values = {"projector_type": "mlp_gelu", "projector_depth": 2}
+    _is_composite = True
+
+
+class DeepEncoderV2Test(CommonTests, unittest.TestCase):
+    all_model_classes = (DeepEncoderV2,)
+    model_tester_class = DeepEncoderV2Tester
+    config_class = DeepEncoderV2Config
     config_values = {"projector_type": "mlp_gelu", "projector_depth": 2}
     _is_composite = True

@@ -12,6 +12,8 @@ from deepencoder import (
     ClipVisionEncoderConfig,
     DeepEncoder,
     DeepEncoderConfig,
+    DeepEncoderV2,
+    DeepEncoderV2Config,
     SamEncoder,
     SamEncoderConfig,
 )
@@ -42,6 +44,17 @@ def build(layout: Layout) -> Any:
     elif layout.model_type == "deepencoder_sam":
         channels = () if layout.family.absent_parts else (24, 32)
         model = SamEncoder(SamEncoderConfig.tiny(image_size=128, downsample_channels=channels, num_hidden_layers=3))
+    elif layout.model_type == "deepencoder_v2":
+        # 896 is the one width whose number of heads is known without a file.
+        model = DeepEncoderV2(
+            DeepEncoderV2Config.tiny(
+                image_size=128,
+                sam_config=SamEncoderConfig.tiny(image_size=128, downsample_channels=(24, 896)).to_dict(),
+                query_config={"num_hidden_layers": 2, "intermediate_size": 64},
+                query_sizes=(768, 1024),
+                projection_dim=40,
+            )
+        )
     else:
         sam_config = SamEncoderConfig.tiny(image_size=128, downsample_channels=(24, 192))
         clip_config = ClipVisionEncoderConfig.tiny(**TOWER, image_size=28, patch_size=14)
@@ -54,7 +67,8 @@ def state_dict_there(model: Any, layout: Layout, prefix: str = "") -> dict[str, 
 
 
 def inputs_of(model: Any) -> torch.Tensor:
-    return torch.randn(1, 3, 128, 128) if not isinstance(model, ClipVisionEncoder) else torch.randn(1, 3, 64, 64)
+    side = 64 if isinstance(model, ClipVisionEncoder) else 768 if isinstance(model, DeepEncoderV2) else 128
+    return torch.randn(1, 3, side, side)
 
 
 def layout_of(slug: str) -> Layout:

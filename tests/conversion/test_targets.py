@@ -22,7 +22,6 @@ def test_optional_parts_are_parts_of_the_models() -> None:
 def test_what_verification_reads_belongs_to_the_encoder() -> None:
     for layout in LAYOUTS:
         prefixes = tuple(old for old, _ in layout.reference_prefixes)
-        known = layout.model_type != "deepencoder_clip_vision" and not layout.is_gguf
-        assert (layout.renamed_by == "transformers") == bool(prefixes) == known, layout.slug
+        assert (layout.renamed_by == "transformers") == bool(prefixes), layout.slug
         for name in (*prefixes, *layout.reference_projection):
             assert name.startswith(layout.claims), (layout.slug, name)

@@ -29,7 +29,7 @@ def test_tokens_are_counted_as_the_processor_does(fixed: Path, tiled: Path) -> N
         for size in ((60, 140), (160, 100), (30, 30)):
             prepared = prepare_image(picture(0, size), processor)
             expected = processor.get_number_of_image_tokens(size[1], size[0])
-            assert prepared.count_tokens(model.config.sam_config.total_stride) == expected
+            assert prepared.count_tokens(model.config) == expected
             assert prepared.num_tiles == len(prepared.tiles if prepared.tiles is not None else [])
 
 

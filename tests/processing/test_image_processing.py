@@ -20,7 +20,7 @@ from deepencoder.processing.tiling import choose_tile_grid
 
 RNG = np.random.default_rng(0)
 NAN, INFINITY = float("nan"), float("inf")
-SIDES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280, "gundam": 1024}
+SIDES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280, "gundam": 1024, "v2": 1024}
 # Paddings of an odd number of pixels, squares, banners, sides of one pixel, and sizes around the tiling threshold.
 SIZES = [
     (1240, 1754),
@@ -48,10 +48,11 @@ def reference(image: Image.Image, mode: str) -> tuple[np.ndarray, np.ndarray | N
         view = image.resize((side, side))
     else:
         view = ImageOps.pad(image, (side, side), color=(127, 127, 127))
-    if mode == "gundam" and (image.width > 640 or image.height > 640):
-        columns, rows = choose_tile_grid(image.height, image.width, 2, 9, 640)
-        resized = image.resize((640 * columns, 640 * rows))
-        boxes = [(640 * c, 640 * r, 640 * c + 640, 640 * r + 640) for r in range(rows) for c in range(columns)]
+    size, most = {"gundam": (640, 9), "v2": (768, 6)}.get(mode, (10**9, 0))
+    if image.width > size or image.height > size:
+        columns, rows = choose_tile_grid(image.height, image.width, 2, most, size)
+        resized = image.resize((size * columns, size * rows))
+        boxes = [(size * c, size * r, size * c + size, size * r + size) for r in range(rows) for c in range(columns)]
         tiles = np.stack([np.asarray(resized.crop(box)).transpose(2, 0, 1) for box in boxes])
     return np.asarray(view).transpose(2, 0, 1), tiles
 

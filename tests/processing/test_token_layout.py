@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderImageProcessor, TokenLayout
-from deepencoder.processing.modes import MODES
+from deepencoder.processing.modes import modes_of
 
 RAW = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
 NEAREST, BICUBIC = int(Image.Resampling.NEAREST), int(Image.Resampling.BICUBIC)
@@ -19,7 +19,7 @@ ODD = {  # Views and tiles whose sides are no multiples of 64.
     "squashed-tiles": {"mode": "small", "crop_to_patches": True, "tile_size": 144, "max_patches": 5},
     "own-size": {"do_resize": False},
 }
-PROCESSORS = {name: {"mode": name} for name in MODES} | ODD
+PROCESSORS = {name: {"mode": name} for name in modes_of("cells")} | ODD
 
 
 def page_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -257,3 +257,24 @@ def test_absurd_sizes_are_refused_before_memory_is_taken() -> None:
         for ask in (processor.get_token_layout, lambda h, w, **kw: processor.get_token_mask([(h, w)], **kw)):
             with pytest.raises(ValueError, match=r"height=1073741824 and width=1073741824 .* 2097152"):
                 ask(2**30, 2**30, **fields)
+
+
+def test_queries_have_the_boxes_of_their_views() -> None:
+    layout = DeepEncoderImageProcessor(mode="v2").get_token_layout(1754, 1240)
+    assert len(layout) == 6 * 144 + 257 and layout.has_queries
+    assert set(layout.kind[:-1]) == {"query"} and layout.kind[-1] == "separator"
+    assert layout.tile_index.shape == (6, 1, 144) and layout.view_index.shape == (1, 256)
+    assert np.array_equal(np.append(layout.tile_index.ravel(), layout.view_index.ravel()), np.arange(6 * 144 + 256))
+    # The fourth tile of 2 x 3 is the second of the second row.
+    np.testing.assert_allclose(layout.boxes[layout.tile_index[3, 0]], [[620, 1754 / 3, 1240, 2 * 1754 / 3]] * 144)
+    assert (layout.boxes[layout.view_index[0]] == [0, 0, 1240, 1754]).all() and np.isnan(layout.boxes[-1]).all()
+    assert not layout.is_padding.any()
+    for call in (lambda: layout.find_token(1, 1), lambda: layout.map_to_page(np.zeros((16, 16)))):
+        with pytest.raises(ValueError, match="learned queries"):
+            call()
+    mask = DeepEncoderImageProcessor(mode="v2").get_token_mask([(1754, 1240)])
+    assert mask.shape == (1, 256) and mask.all()
+    # In another mode, tokens are still queries.
+    assert DeepEncoderImageProcessor(mode="v2").get_number_of_image_tokens(1754, 1240, mode="base") == 257
+    with pytest.raises(ValueError, match="token_scheme must be one of 'cells', 'queries', got 'words'"):
+        DeepEncoderImageProcessor(token_scheme="words")

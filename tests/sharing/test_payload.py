@@ -11,6 +11,7 @@ from deepencoder.sharing.payload import ALLOWED, export_code, flatten, root_file
 
 ROOTS = {
     "deepencoder": ["configuration/deepencoder.py", "modeling/deepencoder.py"],
+    "deepencoder_v2": ["configuration/deepencoder_v2.py", "modeling/deepencoder_v2.py"],
     "deepencoder_sam": ["configuration/sam_encoder.py", "modeling/sam_encoder.py"],
     "deepencoder_clip_vision": ["configuration/clip_vision_encoder.py", "modeling/clip_vision_encoder.py"],
 }

@@ -79,7 +79,7 @@ def test_damaged_indexes_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_folders_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
-    assert_refused(tmp_path, r"contains no \.safetensors, \.pth, \.pt, \.bin files")
+    assert_refused(tmp_path, r"contains no \.safetensors, \.pth, \.pt, \.bin, \.gguf files")
     for name in ("one", "two"):
         save_file({"same": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     assert_refused(tmp_path, "another shard")
