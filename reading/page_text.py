@@ -16,8 +16,12 @@ from ..processing.token_layout import TokenLayout
 from .reading_head import ReadingHead
 from .reading_order import TextLine, in_reading_order
 
-__all__ = ["PageText", "read_page"]
+__all__ = ["PageText", "merge_rows", "read_page", "rows_of_token"]
 
+Characters = list[tuple[float, str]]
+"""Characters and their places, in cells from the left."""
+Row = tuple[int, Characters]
+"""A row of cells, and the characters in it."""
 WIDEST_STEP = 2.6
 """Distance of consecutive characters of a line in units of their usual distance. The gap of columns is wider."""
 
@@ -74,7 +78,7 @@ def read_page(head: ReadingHead, vision_tokens: torch.Tensor, layout: TokenLayou
         raise ValueError(f"vision_tokens has {len(vision_tokens)} tokens, but layout has {len(layout)}.")
     slots = head.read(vision_tokens)  # (L, cells, cells, slots)
     slots[~np.isin(layout.kind, ("tile", "view")) | layout.is_padding] = ""
-    tokens = ["\n".join(_text_of(row) for _, row in _rows_of_token(token)) for token in slots]
+    tokens = ["\n".join(_text_of(row) for _, row in rows_of_token(token)) for token in slots]
     grid = layout.mosaic_index if layout.mosaic_index.size else layout.view_index
     lines = in_reading_order(_join_runs(_find_runs(slots[grid])))
     return PageText("\n".join(line.text for line in lines), tokens, layout)
@@ -90,50 +94,83 @@ def _text_of(characters: Sequence[tuple[float, str]]) -> str:
     return "".join(text for _, text in characters)
 
 
-def _rows_of_token(cells: np.ndarray) -> list[tuple[int, list[tuple[float, str]]]]:
-    """Return the rows of a token `(cells, cells, slots)` that hold text, each with places and characters.
-
-    Where the characters of two neighbouring rows are side by side and not one above the other, they are one line whose
-    middle lies between the rows.
-    """
-    rows: list[tuple[int, list[tuple[float, str]]]] = []
+def rows_of_token(cells: np.ndarray) -> list[Row]:
+    """Return the rows of a token's cells `(rows, columns, slots)` that hold text, each with places and characters."""
+    rows: list[Row] = []
     for row, columns in enumerate(cells):
         found: list[tuple[float, str]] = []
         for column, slots in enumerate(columns):
             texts = [text for text in slots.tolist() if text]
             found += [(column + (place + 0.5) / len(texts), text) for place, text in enumerate(texts)]
-        if not found:
-            continue
-        if rows and rows[-1][0] == row - 1:
-            above = rows[-1][1]
-            if above[-1][0] < found[0][0] or found[-1][0] < above[0][0]:
-                rows[-1] = (row - 1, sorted(above + found))
-                continue
-        rows.append((row, found))
-    return rows
+        if found:
+            rows.append((row, found))
+    return merge_rows(rows)
+
+
+def merge_rows(rows: Sequence[Row]) -> list[Row]:
+    """Merge rows that are one line of print, whose middle lies between two rows of cells.
+
+    The head may then put some characters into one row, some into the other, and some into both.
+
+    Args:
+        rows: from top to bottom.
+    """
+    merged: list[Row] = []
+    for row, characters in rows:
+        if merged and row == merged[-1][0] + 1 and _are_one_line(merged[-1][1], characters):
+            merged[-1] = _unite(merged[-1], (row, characters))
+        else:
+            merged.append((row, characters))
+    return merged
+
+
+def _are_one_line(above: Characters, below: Characters) -> bool:
+    """Return whether two rows are side by side, or at least half of one is also in the other."""
+    if above[-1][0] < below[0][0] or below[-1][0] < above[0][0]:
+        return True
+    fewer, more = sorted((above, below), key=len)
+    same = sum(any(text == other and abs(place - at) <= 1 for at, other in more) for place, text in fewer)
+    return 2 * same >= len(fewer)
+
+
+def _unite(one: Row, other: Row) -> Row:
+    """Add to the row with more characters those of the other for which it has none at that place."""
+    (_, few), (row, many) = sorted((one, other), key=lambda item: len(item[1]))
+    added = [
+        (place, text)
+        for place, text in few
+        if not any(abs(place - at) < (1.5 if text == there else 0.75) for at, there in many)
+    ]
+    return row, sorted([*many, *added])
 
 
 def _find_runs(slots: np.ndarray) -> dict[int, list[_Run]]:
     """Return the runs of each column of tokens, given the slots `(rows, columns, cells, cells, slots)`."""
-    side = slots.shape[2]
-    found = [
-        (token[1], token[0] * side + row, [(token[1] * side + place, text) for place, text in characters])
-        for token in np.ndindex(slots.shape[:2])
-        for row, characters in _rows_of_token(slots[token])
+    height, width, side = slots.shape[:3]
+    # (rows, columns, cells, cells, slots) -> (columns, rows * cells, cells, slots)
+    strips = slots.swapaxes(0, 1).reshape(width, height * side, *slots.shape[3:])
+    rows = [
+        [
+            (row, [(column * side + place, text) for place, text in characters])
+            for row, characters in rows_of_token(strip)
+        ]
+        for column, strip in enumerate(strips)
     ]
-    usual = median([_usual_step([place for place, _ in characters], 1.0) for *_, characters in found] or [1.0])
-    runs: dict[int, list[_Run]] = {}
-    for column, row, characters in found:
-        step = _usual_step([place for place, _ in characters], usual)
-        runs.setdefault(column, []).extend(_split_at_gaps(characters, row, step))
-    return runs
+    everything = [[place for place, _ in characters] for strip in rows for _, characters in strip]
+    usual = median([_usual_step(places, 1.0) for places in everything] or [1.0])
+    return {
+        column: [run for row, characters in strip for run in _split_at_gaps(characters, row, usual)]
+        for column, strip in enumerate(rows)
+    }
 
 
 def _widest_step(step: float) -> float:
     return WIDEST_STEP * step + 1  # Places are known to one cell.
 
 
-def _split_at_gaps(characters: list[tuple[float, str]], row: int, step: float) -> Iterator[_Run]:
+def _split_at_gaps(characters: Characters, row: int, usual: float) -> Iterator[_Run]:
+    """Cut a row where its characters are farther apart than those of a line; `usual` is for rows of few characters."""
+    step = _usual_step([place for place, _ in characters], usual)
     start = 0
     for index in range(1, len(characters) + 1):
         if index == len(characters) or characters[index][0] - characters[index - 1][0] > _widest_step(step):

@@ -7,9 +7,11 @@ tokens; and each token counts at the number of characters that it holds.
 from collections import defaultdict
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
-from deepencoder.reading.alphabet import ALPHABET
+from deepencoder.reading.alphabet import ALPHABET, encode_text
+from deepencoder.reading.page_text import rows_of_token
 
 from .corpus import make_batch
 from .materials import Materials
@@ -48,8 +50,8 @@ def edit_distance(read: list[int], truth: list[int], required: list[bool] | None
 
 def read_tokens(logits: torch.Tensor) -> list[list[int]]:
     """Return the characters of each token from the head's logits `(n, 8, 8, 3, characters)`."""
-    best = logits.argmax(-1).flatten(1).tolist()
-    return [[character for character in slots if character] for slots in best]
+    characters = np.array(["", *ALPHABET[1:]])[logits.argmax(-1).cpu().numpy()]
+    return [encode_text("".join(text for _, row in rows_of_token(token) for _, text in row)) for token in characters]
 
 
 class Scores:

@@ -107,3 +107,13 @@ def test_padding_is_not_read() -> None:
 def test_tokens_of_another_page_are_refused(view: TokenLayout) -> None:
     with pytest.raises(ValueError, match="72 tokens"):
         read_page(Printed(empty_slots(view)), torch.zeros(72, 4), view)  # type: ignore[arg-type]
+
+
+def test_what_is_in_two_rows_of_cells_is_read_once(view: TokenLayout) -> None:
+    """Also where the two rows belong to tokens above each other."""
+    slots = empty_slots(view)
+    print_line(slots, view.view_index, "winter", 7, 1)
+    print_line(slots, view.view_index, "int", 8, 2)  # In the row below, and one character that the other row lacks.
+    print_line(slots, view.view_index, "y", 8, 7)
+    print_line(slots, view.view_index, "another", 10, 1)
+    assert read(slots, view)[0] == "wintery\nanother"
