@@ -19,6 +19,7 @@ from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.planning import plan_conversion
 from deepencoder.conversion.readers.byte_ranges import DownloadLimits
 from deepencoder.conversion.readers.hub import HubOptions
+from deepencoder.conversion.report import CONVERTER_VERSION
 
 from ..conftest import ROOT
 from ..hub_server import COMMIT, Hub
@@ -121,7 +122,7 @@ def test_damaged_caches_are_repaired(hub: Hub, original: DeepEncoder, cache: dic
     for part in Path(cache["cache_dir"]).rglob("parts/*.safetensors"):
         part.write_bytes(part.read_bytes()[:-10])
     assert_same(DeepEncoder.from_original(REPO, **cache), original)
-    (weights,) = Path(cache["cache_dir"]).rglob("v1/model.safetensors")
+    (weights,) = Path(cache["cache_dir"]).rglob(f"v{CONVERTER_VERSION}/model.safetensors")
     for damage in (
         lambda: weights.write_bytes(b"short"),
         lambda: weights.with_name("preprocessor_config.json").unlink(),
@@ -136,7 +137,7 @@ def test_a_cached_conversion_is_verified_on_request(hub: Hub, original: DeepEnco
     pytest.importorskip("transformers.models.unlimited_ocr")
     for verify, verified in ((False, False), (None, False), (True, True), (False, True)):
         DeepEncoder.from_original(REPO, verify=verify, **cache)
-        (report,) = Path(cache["cache_dir"]).rglob("v1/conversion_report.json")
+        (report,) = Path(cache["cache_dir"]).rglob(f"v{CONVERTER_VERSION}/conversion_report.json")
         assert ("outputs" in json.loads(report.read_text())["verification"]) == verified
 
 

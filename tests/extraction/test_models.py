@@ -28,7 +28,9 @@ def test_a_folder_is_named_by_its_files(fixed: Path, tmp_path: Path) -> None:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     SamEncoderConfig.tiny().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model must be a 'deepencoder', got a 'deepencoder_sam'"):
+    with pytest.raises(
+        ValueError, match="model must be a 'deepencoder' or a 'deepencoder_v2', got a 'deepencoder_sam'"
+    ):
         IdentifiedModel.find(tmp_path).load_config()
 
 
