@@ -18,6 +18,8 @@ from .reading_order import TextLine, in_reading_order
 
 __all__ = ["PageText", "merge_rows", "read_page", "rows_of_token"]
 
+LARGEST_SHIFT = 0.6
+"""Rows by which a line may shift from token to token, in units of the usual distance of its characters."""
 Characters = list[tuple[float, str]]
 """Characters and their places, in cells from the left."""
 Row = tuple[int, Characters]
@@ -84,10 +86,24 @@ def read_page(head: ReadingHead, vision_tokens: torch.Tensor, layout: TokenLayou
     return PageText("\n".join(line.text for line in lines), tokens, layout)
 
 
-def _usual_step(places: list[float], default: float) -> float:
-    """Return the median distance of consecutive characters, or the default where there are too few of them."""
-    steps = [later - earlier for earlier, later in zip(places[:-1], places[1:], strict=True)]
-    return median(steps) if len(steps) >= 3 else default
+def _steps(characters: Characters) -> list[float]:
+    """Return the distances of consecutive characters."""
+    places = [place for place, _ in characters]
+    return [later - earlier for earlier, later in zip(places[:-1], places[1:], strict=True)]
+
+
+def _usual_step(characters: Characters, page: float) -> float:
+    """Return the usual distance of the characters of a row.
+
+    Args:
+        characters: the row.
+        page: the usual distance on the page, for rows of few characters. Two characters may be farther apart, as those
+            of a heading are, but not as far as the columns of a page.
+    """
+    steps = _steps(characters)
+    if len(steps) >= 2:
+        return median(steps)
+    return max([page, *(step for step in steps if step <= WIDEST_STEP * page)])
 
 
 def _text_of(characters: Sequence[tuple[float, str]]) -> str:
@@ -156,8 +172,7 @@ def _find_runs(slots: np.ndarray) -> dict[int, list[_Run]]:
         ]
         for column, strip in enumerate(strips)
     ]
-    everything = [[place for place, _ in characters] for strip in rows for _, characters in strip]
-    usual = median([_usual_step(places, 1.0) for places in everything] or [1.0])
+    usual = median([step for strip in rows for _, characters in strip for step in _steps(characters)] or [1.0])
     return {
         column: [run for row, characters in strip for run in _split_at_gaps(characters, row, usual)]
         for column, strip in enumerate(rows)
@@ -170,7 +185,7 @@ def _widest_step(step: float) -> float:
 
 def _split_at_gaps(characters: Characters, row: int, usual: float) -> Iterator[_Run]:
     """Cut a row where its characters are farther apart than those of a line; `usual` is for rows of few characters."""
-    step = _usual_step([place for place, _ in characters], usual)
+    step = _usual_step(characters, usual)
     start = 0
     for index in range(1, len(characters) + 1):
         if index == len(characters) or characters[index][0] - characters[index - 1][0] > _widest_step(step):
@@ -208,8 +223,9 @@ def _column_before(line: list[_Run], column: int, runs: dict[int, list[_Run]]) -
 
 
 def _continues(earlier: _Run, later: _Run) -> bool:
-    gap = later.left - earlier.right
-    return abs(earlier.row - later.row) <= 1 and 0 < gap <= _widest_step(max(earlier.step, later.step))
+    gap, step = later.left - earlier.right, max(earlier.step, later.step)
+    # The rows of large print are farther apart, and it is harder to say in which of them the middle of a line is.
+    return abs(earlier.row - later.row) <= max(1, LARGEST_SHIFT * step) and 0 < gap <= _widest_step(step)
 
 
 def _to_line(runs: list[_Run]) -> TextLine:
