@@ -46,10 +46,11 @@ def choose_tokens(read: PageText) -> list[int]:
     """Return tokens with much text, from different parts of the page."""
     layout = read.layout
     lengths = [len(text) for text in read.tokens]
+    kind = "tile" if layout.mosaic_index.size else "view"
     thirds = [layout.page_size[0] * (part + 1) / SHOWN for part in range(SHOWN)]
     chosen: list[int] = []
     for low, high in zip([0.0, *thirds], thirds, strict=False):
-        inside = [at for at in range(len(layout)) if low <= layout.boxes[at, 1] < high and lengths[at]]
+        inside = [at for at in range(len(layout)) if low <= layout.boxes[at, 1] < high and layout.kind[at] == kind]
         if inside:
             chosen.append(max(inside, key=lengths.__getitem__))
     return chosen
