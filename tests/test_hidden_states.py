@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from deepencoder import DeepEncoder, DeepEncoderConfig
+from deepencoder import DeepEncoder, DeepEncoderConfig, DeepEncoderV2
 from deepencoder.modeling.memory_budgets import MemoryBudgets, set_memory_budgets
 
 from .conftest import randomize
@@ -195,9 +195,9 @@ def test_threads_give_what_one_thread_gives(model: Any) -> None:
             torch.testing.assert_close(output[name], wanted[name], atol=1e-5, rtol=1e-5)
 
 
-def test_the_example_of_forward_runs() -> None:
-    text = inspect.getdoc(DeepEncoder.forward) or ""
-    assert all(name in text for name in FIELDS)
-    example = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, "forward", None, None)
+@pytest.mark.parametrize("model_class", [DeepEncoder, DeepEncoderV2])
+def test_the_example_of_a_model_runs(model_class: Any) -> None:
+    text = inspect.getdoc(model_class) or ""
+    example = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, model_class.__name__, None, None)
     assert len(example.examples) >= 5
     assert doctest.DocTestRunner().run(example).failed == 0

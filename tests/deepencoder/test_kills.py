@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -142,19 +143,21 @@ class Run:
         except psutil.NoSuchProcess:  # The run has ended meanwhile.
             return
         self.family |= {*children, *grandchildren}
-        if victim == "main":
-            self.process.kill()
-        elif victim == "workers":  # All of them at once, so that no page loses more than one of its tries.
-            for each in children:
-                each.kill()
-        elif found := grandchildren if self.launched and victim == "worker" else children:
-            random.choice(found).kill()
+        with suppress(psutil.NoSuchProcess):  # It has ended since it was listed.
+            if victim == "main":
+                self.process.kill()
+            elif victim == "workers":  # All of them at once, so that no page loses more than one of its tries.
+                for each in children:
+                    each.kill()
+            elif found := grandchildren if self.launched and victim == "worker" else children:
+                random.choice(found).kill()
 
     def end(self) -> str:
         """Wait until all processes have ended, and return what they printed."""
         if self.launched and self.process.poll() is not None:
             for each in self.family:  # Processes whose launcher was killed would finish the corpus.
-                each.kill()
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
         out, _ = self.process.communicate(timeout=LIMIT)
         _, alive = psutil.wait_procs(self.family, timeout=10)
         assert not alive, f"{alive} outlived the run"

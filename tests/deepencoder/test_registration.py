@@ -67,12 +67,13 @@ def test_references_are_loaded_once_and_when_looked_up() -> None:
     mapping = SimpleNamespace(_extra_content={"theirs": 1})
     assert registration._add_references(mapping, load)
     content = mapping._extra_content
-    assert deepencoder.SamEncoderConfig in content and content["theirs"] == 1 and len(content) == 4
+    assert deepencoder.SamEncoderConfig in content and content["theirs"] == 1 and len(content) == 5
     assert registration._add_references(mapping, load) and mapping._extra_content is content
     assert not loaded
     assert [content[deepencoder.SamEncoderConfig] for _ in range(2)] == ["SamEncoderConfig"] * 2
     assert loaded == [deepencoder.SamEncoderConfig]
-    assert set(content.values()) == {1, "SamEncoderConfig", "ClipVisionEncoderConfig", "DeepEncoderConfig"}
+    names = {"SamEncoderConfig", "ClipVisionEncoderConfig", "DeepEncoderConfig", "DeepEncoderV2Config"}
+    assert set(content.values()) == {1, *names}
 
 
 @pytest.mark.parametrize("mapping", [None, SimpleNamespace(), SimpleNamespace(_extra_content=[])])

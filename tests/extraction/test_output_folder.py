@@ -149,7 +149,7 @@ def test_the_card_describes_the_outputs(load: Load, tmp_path: Path) -> None:
         wanted = settings(corpus, outputs=("pooled", "tokens"), format=format)
         extract(wanted, tmp_path / format, load, workers=0)
         card = (tmp_path / format / "README.md").read_text()
-        assert "- `pooled`: one vector per page" in card and "- `tokens`: fused" in card
+        assert "- `pooled`: one vector per page" in card and "- `tokens`: tokens of the global view" in card
         assert "vision_tokens`:" not in card and place in card
 
 
