@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from deepencoder import ClipVisionEncoder, DeepEncoder, SamEncoder
+from deepencoder import ClipVisionEncoder, DeepEncoder, DeepEncoderV2, SamEncoder
 from deepencoder.conversion.converter import Conversion, convert_checkpoint
 
 from ..conftest import randomize, report_difference
@@ -102,11 +102,12 @@ def test_deepseek_ocr_2(naming: str, tmp_path: Path) -> None:
     config = module.DeepseekOcr2Config(vision_config=vision, text_config=MOE, image_token_id=5)
     peer = randomize(module.DeepseekOcr2ForConditionalGeneration(config))
     conversion = convert_saved(peer, tmp_path, naming)
-    assert isinstance(conversion.model, SamEncoder) and conversion.report.initialized == []
-    assert conversion.model.config.downsample_channels == (24, 56)
+    assert isinstance(conversion.model, DeepEncoderV2) and conversion.report.initialized == []
+    sam_encoder = conversion.model.sam_encoder
+    assert sam_encoder.config.downsample_channels == (24, 56)
     pixels = torch.randn(*PIXELS)
     theirs = peer.model.vision_tower.sam_encoder(pixels).last_hidden_state  # type: ignore[union-attr, operator]
-    report_difference(f"DeepSeek-OCR-2, {naming}", conversion.model(pixels).last_hidden_state, theirs)
+    report_difference(f"DeepSeek-OCR-2, {naming}", sam_encoder(pixels).last_hidden_state, theirs)
 
 
 @both_namings
