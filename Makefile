@@ -40,7 +40,7 @@ help:
 	@echo "make conformance  run transformers' own common model tests on our models"
 	@echo "make fuzz         give 10,000 damaged inputs to everything that reads some; SEED=1 chooses others"
 	@echo "make javascript   run exported models in Node, with transformers.js from npm"
-	@echo "make llama.cpp    build llama.cpp's vision code, for benchmarks/speed.py --peers"
+	@echo "make llama.cpp    build llama.cpp's vision code, for benchmarks/speed.py --peers and tests/clients"
 	@echo "make train        train the page reader; PRESET=gpu needs a GPU, RUN=folder says where"
 	@echo "make lowest       run a smoke test with the lowest supported versions"
 	@echo "make lint types   check style and types"

@@ -147,7 +147,7 @@ def _is_usable(cached: Path, verify: bool | None, options: HubOptions) -> bool:
 
 def _convert_from_hub(remote: RemoteFiles, values: dict[str, Any], verify: bool | None, model_class: Any) -> Path:
     """Return the folder of a converted model in the cache, converting it first if necessary."""
-    wanted = None if model_class is None else model_class.config_class.model_type
+    wanted = _type_of(model_class)
     for cached in (_cached_folder(remote, values), _cached_folder(remote, values, wanted)):
         if _is_usable(cached, verify, remote.options):
             if wanted in (None, ConversionReport.load(cached).model_type):
@@ -166,20 +166,31 @@ def _is_remote(source: str | Path) -> bool:
     return not Path(source).exists() and looks_like_hub_id(str(source))
 
 
+def _type_of(model_class: Any) -> str | None:
+    """Return the `model_type` of a class of models; None for a base class of several, and for any class."""
+    return getattr(getattr(model_class, "config_class", None), "model_type", None) or None
+
+
 def _check_class(model_type: str, model_class: Any, source: str | Path) -> Any:
+    """Return the class of a model of this type that suits `model_class`; see [`load_original`]."""
+    found = MODELS[model_type].model_class
     if model_class is None:
-        return MODELS[model_type].model_class
-    wanted = model_class.config_class.model_type
-    if model_type != wanted:
-        raise ValueError(f"source: {source} holds a {model_type!r}, not a {wanted!r}.")
-    return model_class
+        return found
+    wanted = _type_of(model_class)
+    if wanted is None and issubclass(found, model_class):
+        return found
+    if wanted == model_type:
+        return model_class
+    suiting = [kind.model_type for kind in MODELS.values() if issubclass(kind.model_class, model_class)]
+    names = " or a ".join(map(repr, [wanted] if wanted else suiting))
+    raise ValueError(f"source: {source} holds a {model_type!r}, not a {names}.")
 
 
 def load_original(model_class: Any, source: str | Path, verify: bool | None = None, **kwargs: Any) -> Any:
     """Load a model from a checkpoint of other code; see `from_original` of the models.
 
     Args:
-        model_class: class of the model; None accepts any.
+        model_class: class of the model, or a base class of several; None accepts any.
         source: see [`open_checkpoint`].
         verify: see [`convert_to_folder`]. A local checkpoint is verified only if this is True.
         kwargs: fields of [`HubOptions`]; fields of the tower that its tensors do not determine; everything else is
@@ -201,7 +212,7 @@ def load_original_with_report(
         report = ConversionReport.load(folder)
         model_class = _check_class(report.model_type, model_class, source)
         return model_class.from_pretrained(folder, **kwargs), report
-    wanted = None if model_class is None else model_class.config_class.model_type
+    wanted = _type_of(model_class)
     plan = plan_conversion(open_checkpoint(source, hub), kwargs.pop("dtype", "auto"), model_type=wanted, **values)
     model_class = _check_class(plan.layout.model_type, model_class, source)
     if verify:

@@ -15,10 +15,10 @@ import torch
 from ..configuration.atomic_files import replaced_file
 from .key_mapping import revert_state_dict
 from .key_tables import DEEPENCODER_LLAMA_CPP
+from .layouts import GGUF_TYPES
 
 __all__ = ["GGUF_TYPES", "GgufReport", "write_gguf"]
 
-GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 PROJECTOR_TYPE = "deepseekocr"
 SEPARATOR = "v.view_seperator"  # llama.cpp reads it as a matrix with one row.
 GLOBAL_LAYERS = (2, 5, 8, 11)

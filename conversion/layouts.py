@@ -42,7 +42,7 @@ from .key_tables import (
     prefixed,
 )
 
-__all__ = ["LAYOUTS", "PREFIXES", "Layout", "recognize"]
+__all__ = ["GGUF_TYPES", "LAYOUTS", "PREFIXES", "Layout", "recognize"]
 
 
 @dataclass(frozen=True)
@@ -324,6 +324,10 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 # Prefixes under which a larger model, torch.compile or DistributedDataParallel may keep a layout.
 PREFIXES = ("", "model.", "vit.", "module.", "module.model.", "_orig_mod.", "_orig_mod.model.")
+
+
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
+"""Types that the matrices may have in the GGUF files that this package writes."""
 
 
 def _matches(layout: Layout, prefix: str, names: Collection[str]) -> bool:

@@ -4,9 +4,8 @@
     python examples/search_pages.py [PAGES ...] [--model my-encoder] [--query examples/table.png] [--output search]
 
 First, faiss finds candidates by their pooled vectors. Then MaxSim compares the parts of the candidates with the parts
-of the query. Writes OUTPUT/features, a dataset of parquet files, and OUTPUT/nearest.png. Without a model,
-random weights stand in: the ranking then only shows that the program runs, and says nothing about the pages. Without
-PAGES, the example pages are searched, and a PDF that is made of them.
+of the query. Writes OUTPUT/features, a dataset of parquet files, and OUTPUT/nearest.png. Without a model, the small
+one that ships with the package is used. Without PAGES, the example pages are searched, and a PDF that is made of them.
 """
 
 import argparse

@@ -51,10 +51,8 @@ def feature_fields(
 
     check_outputs(outputs, dtype, config)
     vectors = vectors or VectorOptions()
-    fields, stride = (
-        image_processor._fields(mode, {"token_scheme": config.token_scheme}),
-        config.sam_config.total_stride,
-    )
+    fields = image_processor._fields(mode, {"token_scheme": config.token_scheme})
+    stride = config.sam_config.total_stride
     columns = []
     for kind in map(OUTPUTS.__getitem__, outputs):
         column = pyarrow.list_(getattr(pyarrow, DTYPES[dtype])(), kind.width(config, vectors))

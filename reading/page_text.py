@@ -16,7 +16,7 @@ from ..processing.token_layout import TokenLayout
 from .reading_head import ReadingHead
 from .reading_order import TextLine, in_reading_order
 
-__all__ = ["PageText", "merge_rows", "read_page", "rows_of_token"]
+__all__ = ["PageText", "find_rows", "read_page"]
 
 LARGEST_SHIFT = 0.6
 """Rows by which a line may shift from token to token, in units of the usual distance of its characters."""
@@ -49,7 +49,7 @@ class PageText:
 class _Run:
     """Characters in one row of cells of a token, without a wide gap. Places are in cells of the whole grid."""
 
-    characters: tuple[tuple[float, str], ...]
+    characters: Characters
     row: int
     step: float
     """Usual distance of consecutive characters."""
@@ -80,7 +80,7 @@ def read_page(head: ReadingHead, vision_tokens: torch.Tensor, layout: TokenLayou
         raise ValueError(f"vision_tokens has {len(vision_tokens)} tokens, but layout has {len(layout)}.")
     slots = head.read(vision_tokens)  # (L, cells, cells, slots)
     slots[~np.isin(layout.kind, ("tile", "view")) | layout.is_padding] = ""
-    tokens = ["\n".join(_text_of(row) for _, row in rows_of_token(token)) for token in slots]
+    tokens = ["\n".join(_text_of(row) for _, row in find_rows(token)) for token in slots]
     grid = layout.mosaic_index if layout.mosaic_index.size else layout.view_index
     lines = in_reading_order(_join_runs(_find_runs(slots[grid])))
     return PageText("\n".join(line.text for line in lines), tokens, layout)
@@ -106,24 +106,28 @@ def _usual_step(characters: Characters, page: float) -> float:
     return max([page, *(step for step in steps if step <= WIDEST_STEP * page)])
 
 
-def _text_of(characters: Sequence[tuple[float, str]]) -> str:
+def _text_of(characters: Characters) -> str:
     return "".join(text for _, text in characters)
 
 
-def rows_of_token(cells: np.ndarray) -> list[Row]:
-    """Return the rows of a token's cells `(rows, columns, slots)` that hold text, each with places and characters."""
+def find_rows(cells: np.ndarray) -> list[Row]:
+    """Return the rows that hold text of the cells of a token, or of tokens above each other.
+
+    Args:
+        cells (`np.ndarray` of shape `(rows, columns, slots)`): strings of at most one character.
+    """
     rows: list[Row] = []
     for row, columns in enumerate(cells):
-        found: list[tuple[float, str]] = []
+        found: Characters = []
         for column, slots in enumerate(columns):
             texts = [text for text in slots.tolist() if text]
             found += [(column + (place + 0.5) / len(texts), text) for place, text in enumerate(texts)]
         if found:
             rows.append((row, found))
-    return merge_rows(rows)
+    return _merge_rows(rows)
 
 
-def merge_rows(rows: Sequence[Row]) -> list[Row]:
+def _merge_rows(rows: Sequence[Row]) -> list[Row]:
     """Merge rows that are one line of print, whose middle lies between two rows of cells.
 
     The head may then put some characters into one row, some into the other, and some into both.
@@ -160,23 +164,17 @@ def _unite(one: Row, other: Row) -> Row:
     return row, sorted([*many, *added])
 
 
-def _find_runs(slots: np.ndarray) -> dict[int, list[_Run]]:
+def _find_runs(slots: np.ndarray) -> list[list[_Run]]:
     """Return the runs of each column of tokens, given the slots `(rows, columns, cells, cells, slots)`."""
     height, width, side = slots.shape[:3]
     # (rows, columns, cells, cells, slots) -> (columns, rows * cells, cells, slots)
     strips = slots.swapaxes(0, 1).reshape(width, height * side, *slots.shape[3:])
     rows = [
-        [
-            (row, [(column * side + place, text) for place, text in characters])
-            for row, characters in rows_of_token(strip)
-        ]
+        [(row, [(column * side + place, text) for place, text in characters]) for row, characters in find_rows(strip)]
         for column, strip in enumerate(strips)
     ]
     usual = median([step for strip in rows for _, characters in strip for step in _steps(characters)] or [1.0])
-    return {
-        column: [run for row, characters in strip for run in _split_at_gaps(characters, row, usual)]
-        for column, strip in enumerate(rows)
-    }
+    return [[run for row, characters in strip for run in _split_at_gaps(characters, row, usual)] for strip in rows]
 
 
 def _widest_step(step: float) -> float:
@@ -189,37 +187,32 @@ def _split_at_gaps(characters: Characters, row: int, usual: float) -> Iterator[_
     start = 0
     for index in range(1, len(characters) + 1):
         if index == len(characters) or characters[index][0] - characters[index - 1][0] > _widest_step(step):
-            yield _Run(tuple(characters[start:index]), row, step)
+            yield _Run(characters[start:index], row, step)
             start = index
 
 
-def _join_runs(runs: dict[int, list[_Run]]) -> list[TextLine]:
+def _join_runs(columns: list[list[_Run]]) -> list[TextLine]:
     """Join the runs of neighbouring columns of tokens to lines, the nearest rows first."""
-    open_lines: list[list[_Run]] = []
+    open_lines: list[list[_Run]] = []  # Those that have reached the column before.
     lines: list[list[_Run]] = []
-    for column in sorted(runs):
-        heads = [line for line in open_lines if _column_before(line, column, runs)]
+    for runs in columns:
         pairs = sorted(
             (abs(line[-1].row - run.row), run.left - line[-1].right, line_index, run_index)
-            for line_index, line in enumerate(heads)
-            for run_index, run in enumerate(runs[column])
+            for line_index, line in enumerate(open_lines)
+            for run_index, run in enumerate(runs)
             if _continues(line[-1], run)
         )
         used_lines: set[int] = set()
         used_runs: set[int] = set()
         for *_, line_index, run_index in pairs:
             if line_index not in used_lines and run_index not in used_runs:
-                heads[line_index].append(runs[column][run_index])
+                open_lines[line_index].append(runs[run_index])
                 used_lines.add(line_index)
                 used_runs.add(run_index)
-        new = [[run] for index, run in enumerate(runs[column]) if index not in used_runs]
+        new = [[run] for index, run in enumerate(runs) if index not in used_runs]
         lines += new
-        open_lines = [heads[index] for index in used_lines] + new
+        open_lines = [open_lines[index] for index in used_lines] + new
     return [_to_line(line) for line in lines]
-
-
-def _column_before(line: list[_Run], column: int, runs: dict[int, list[_Run]]) -> bool:
-    return any(line[-1] is run for run in runs.get(column - 1, ()))
 
 
 def _continues(earlier: _Run, later: _Run) -> bool:

@@ -21,6 +21,8 @@ __all__ = ["HEAD_FOLDER", "PageReader", "load_head"]
 
 HEAD_FOLDER = "reading_head"
 """Subfolder of a model in which its reading head is."""
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+"""Those options of `from_pretrained` that also hold for the image processor and the head."""
 
 
 def load_head(model: str | os.PathLike[str], **kwargs: Any) -> ReadingHead:
@@ -28,13 +30,14 @@ def load_head(model: str | os.PathLike[str], **kwargs: Any) -> ReadingHead:
 
     Args:
         model: a folder or a Hub id.
-        kwargs: `revision`, `token`, `cache_dir` and so on, as in `from_pretrained`.
+        kwargs: `revision`, `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
 
     Raises:
         `ValueError`: the model has no reading head.
     """
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    found = cached_file(model, CONFIG_NAME, subfolder=HEAD_FOLDER, _raise_exceptions_for_missing_entries=False, **hub)
+    found = cached_file(
+        model, CONFIG_NAME, subfolder=HEAD_FOLDER, _raise_exceptions_for_missing_entries=False, **kwargs
+    )
     if found is None:
         raise ValueError(
             f"{os.fspath(model)!r} has no reading head (subfolder {HEAD_FOLDER!r}), so its tokens cannot be read. "
@@ -67,7 +70,7 @@ class PageReader:
             `ValueError`: the model has no reading head.
             `OSError`: the model does not exist.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         head = load_head(model, **hub)
         encoder = AutoModel.from_pretrained(model, **kwargs).eval()
         return cls(encoder, DeepEncoderImageProcessor.from_pretrained(model, **hub), head.to(encoder.device))

@@ -92,7 +92,6 @@ class ReadingHead(PreTrainedModel):
     """
 
     config: ReadingHeadConfig
-    config_class = ReadingHeadConfig
     base_model_prefix = "reading_head"
     main_input_name = "tokens"
 

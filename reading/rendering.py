@@ -5,6 +5,7 @@ of Pillow is. Lines are broken at spaces, and words that are wider than a line a
 """
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,10 +47,10 @@ def _break_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> Itera
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
-            while font.getlength(word) > width and len(word) > 1:
-                fitting = next(count for count in range(len(word) - 1, 0, -1) if _fits(word[:count], font, width))
+            while len(word) > width or (len(word) > 1 and font.getlength(word) > width):
                 if line:
                     yield line
+                fitting = _count_fitting(word, font, width)
                 yield word[:fitting]
                 line, word = "", word[fitting:]
             longer = f"{line} {word}" if line else word
@@ -60,8 +61,10 @@ def _break_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> Itera
         yield line
 
 
-def _fits(text: str, font: ImageFont.FreeTypeFont, width: float) -> bool:
-    return len(text) == 1 or font.getlength(text) <= width
+def _count_fitting(word: str, font: ImageFont.FreeTypeFont, width: float) -> int:
+    """Return how many characters of a word fit into a line: at least one, and at most one for each pixel."""
+    most = min(len(word) - 1, int(width))
+    return max(1, bisect_right(range(1, most + 1), width, key=lambda count: font.getlength(word[:count])))
 
 
 def render_text(

@@ -1,8 +1,8 @@
 """A DeepEncoder that runs as exported graphs, in OpenVINO or ONNX Runtime.
 
 Unusual: this is a model without the weights of a model. The graphs encode views; what turns views into pages is the
-code of [`DeepEncoder`] itself, which it shares. It holds two parameters, the newline and the
-separator, which tell its device and dtype like those of any model.
+code that [`DeepEncoder`] has, too. It holds two parameters, the newline and the separator, which tell its device and
+dtype like those of any model.
 """
 
 import os

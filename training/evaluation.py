@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from deepencoder.reading.alphabet import ALPHABET, encode_text
-from deepencoder.reading.page_text import rows_of_token
+from deepencoder.reading.page_text import find_rows
 
 from .corpus import make_batch
 from .materials import Materials
@@ -51,7 +51,7 @@ def edit_distance(read: list[int], truth: list[int], required: list[bool] | None
 def read_tokens(logits: torch.Tensor) -> list[list[int]]:
     """Return the characters of each token from the head's logits `(n, 8, 8, 3, characters)`."""
     characters = np.array(["", *ALPHABET[1:]])[logits.argmax(-1).cpu().numpy()]
-    return [encode_text("".join(text for _, row in rows_of_token(token) for _, text in row)) for token in characters]
+    return [encode_text("".join(text for _, row in find_rows(token) for _, text in row)) for token in characters]
 
 
 class Scores:

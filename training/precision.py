@@ -6,6 +6,7 @@ pages that are found, not as a similarity of vectors.
 
 import copy
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,14 @@ def _exported(runtime: str, calibrate: bool = False) -> Callable[[ReadingObjecti
     def load(reader: ReadingObjective, folder: Path) -> Encode:
         from deepencoder.conversion.export import export_folder
 
-        graphs = Path(tempfile.mkdtemp()) / "graphs"
+        temporary = tempfile.TemporaryDirectory()
+        graphs = Path(temporary.name) / "graphs"
         processor = DeepEncoderImageProcessor.from_pretrained(folder)
         calibration = {SIDE: _calibration_pages()} if calibrate else None
         export_folder(reader.encoder, graphs, [SIDE], EXPORTS[runtime], processor, calibration)
-        return _with_torch(ExportedDeepEncoder.from_pretrained(graphs, runtime=runtime))
+        encode = _with_torch(ExportedDeepEncoder.from_pretrained(graphs, runtime=runtime))
+        weakref.finalize(encode, temporary.cleanup)  # The runtime reads from the files as long as it is used.
+        return encode
 
     return load
 

@@ -60,4 +60,4 @@ PRESETS = {
         learning_rate=2e-3,
     ),
 }
-"""Curricula: `try` for a test, `cpu` for one core and two hours, `gpu` for half an hour on a large GPU."""
+"""Curricula: `try` for a test, `cpu` for one core and some hours, `gpu` for half an hour on a large GPU."""

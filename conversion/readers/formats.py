@@ -48,8 +48,8 @@ def choose_gguf(names: list[str]) -> list[str]:
     vision = sorted(name for name in names if "mmproj" in name.lower()) or sorted(names)
 
     def rank(name: str) -> int:
-        found = [index for index, precision in enumerate(PRECISIONS) if precision in name.lower()]
-        return min(found, default=len(PRECISIONS)) if "bf16" not in name.lower() else PRECISIONS.index("bf16")
+        found = (index for index, precision in enumerate(PRECISIONS) if precision in name.lower())
+        return next(found, len(PRECISIONS))
 
     return [min(vision, key=rank)]
 

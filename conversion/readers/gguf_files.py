@@ -8,7 +8,6 @@ Source: the description of the format in ggml's repository, versions 2 and 3.
 """
 
 import struct
-from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .stored_tensors import ReadBytes, StoredTensor, check_names, read_stored
+from .stored_tensors import ReadBytes, StoredTensor, check_names, open_by_header
 
 __all__ = ["open_gguf", "read_gguf_header"]
 
@@ -201,12 +200,4 @@ def open_gguf(path: Path) -> dict[str, StoredTensor]:
     Raises:
         `ValueError`, `ImportError`: see [`read_gguf_header`].
     """
-    file_size = path.stat().st_size
-
-    def read(start: int, end: int) -> tuple[bytes, int]:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(end - start), file_size
-
-    tensors = read_gguf_header(read, str(path))
-    return {name: replace(tensor, read=partial(read_stored, path, tensor)) for name, tensor in tensors.items()}
+    return open_by_header(path, read_gguf_header)

@@ -5,15 +5,13 @@ duplicate names and keeps the last. The same checks serve files whose header alo
 """
 
 import json
-from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .stored_tensors import MOST_AXES, ReadBytes, StoredTensor, check_names, read_stored
+from .stored_tensors import MOST_AXES, ReadBytes, StoredTensor, check_names, open_by_header
 
 __all__ = ["LENGTH_BYTES", "header_length", "open_safetensors", "parse_header", "read_safetensors_header"]
 
@@ -142,12 +140,4 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         `ValueError`: the file is damaged.
     """
-    file_size = path.stat().st_size
-
-    def read(start: int, end: int) -> tuple[bytes, int]:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(end - start), file_size
-
-    tensors = read_safetensors_header(read, str(path))
-    return {name: replace(tensor, read=partial(read_stored, path, tensor)) for name, tensor in tensors.items()}
+    return open_by_header(path, read_safetensors_header)

@@ -1,7 +1,8 @@
 """Tensors of a checkpoint file that are known by name, dtype and shape before any of them is read."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ __all__ = [
     "as_tensor",
     "check_names",
     "join_shards",
-    "read_stored",
+    "open_by_header",
 ]
 
 LONGEST_NAME = 1000  # characters
@@ -54,7 +55,7 @@ def as_tensor(content: bytearray, tensor: StoredTensor) -> torch.Tensor:
     return flat.reshape(tensor.shape)
 
 
-def read_stored(path: Path, tensor: StoredTensor) -> torch.Tensor:
+def _read_stored(path: Path, tensor: StoredTensor) -> torch.Tensor:
     """Read a tensor from its bytes in a file.
 
     The bytes are read and not mapped, as the libraries would do: the model must not change when the file does, and
@@ -69,6 +70,26 @@ def read_stored(path: Path, tensor: StoredTensor) -> torch.Tensor:
         if file.readinto(content) != len(content):
             raise OSError(f"{path} became shorter while it was read.")
     return as_tensor(content, tensor)
+
+
+def open_by_header(
+    path: Path, read_header: Callable[[ReadBytes, str], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    """Find the tensors of a file by its header, each of which is read from its bytes when it is asked for.
+
+    Args:
+        path: the file.
+        read_header: reads the header, given [`ReadBytes`] and the name of the file for error messages.
+    """
+    file_size = path.stat().st_size
+
+    def read(start: int, end: int) -> tuple[bytes, int]:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start), file_size
+
+    tensors = read_header(read, str(path))
+    return {name: replace(tensor, read=partial(_read_stored, path, tensor)) for name, tensor in tensors.items()}
 
 
 def check_names(names: Iterable[str], file: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..configuration.atomic_files import write_text
-from ..conversion.layouts import LAYOUTS
+from ..conversion.layouts import GGUF_TYPES, LAYOUTS
 from .dataclass_options import takes_options
 from .errors import UserError, reported_as
 from .files import check_target, files_of_model
@@ -32,7 +32,7 @@ __all__ = ["ConvertOptions", "convert"]
 GGUF = "gguf"
 SLUGS = (*(layout.slug for layout in LAYOUTS if not layout.is_gguf), GGUF)
 Slug = Enum("Slug", {slug: slug for slug in SLUGS}, type=str)  # type: ignore[misc]
-OutType = Enum("OutType", {name: name for name in ("f32", "f16", "bf16", "q8_0")}, type=str)  # type: ignore[misc]
+OutType = Enum("OutType", {name: name for name in GGUF_TYPES}, type=str)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

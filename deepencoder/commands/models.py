@@ -182,13 +182,13 @@ def _load_deepencoder(source: Source, dtype: Dtype) -> Any:
 
 
 def _load_original_deepencoder(source: Source, dtype: Dtype) -> Any:
-    from ..configuration.composite import reads_pages
     from ..conversion.from_original import load_original_with_report
+    from ..modeling.pages import PagePreTrainedModel
 
     with reported_as(f"--model {source.model!r} cannot be loaded", OSError, ValueError):
-        loaded, report = load_original_with_report(None, source.model, dtype=dtype.value, **source.original_options)
-    if not reads_pages(loaded.config):
-        raise UserError(f"--model {source.model!r} holds a {report.model_type!r}, not a 'deepencoder'.")
+        loaded, report = load_original_with_report(
+            PagePreTrainedModel, source.model, dtype=dtype.value, **source.original_options
+        )
     if report.initialized:
         raise UserError(f"--model {source.model!r} has no tensors for {', '.join(report.initialized)}.")
     return loaded

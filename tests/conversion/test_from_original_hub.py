@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import snapshot_download
 
 from deepencoder import DeepEncoder, DeepEncoderImageProcessor, SamEncoder
@@ -18,13 +19,14 @@ from deepencoder.conversion.checkpoint import open_checkpoint
 from deepencoder.conversion.from_original import convert_to_folder
 from deepencoder.conversion.planning import plan_conversion
 from deepencoder.conversion.readers.byte_ranges import DownloadLimits
+from deepencoder.conversion.readers.gguf_files import FIRST_READ
 from deepencoder.conversion.readers.hub import HubOptions
 from deepencoder.conversion.report import CONVERTER_VERSION
 
 from ..conftest import ROOT
 from ..hub_server import COMMIT, Hub
 from .hub_samples import REPO, sent_weights, size_of
-from .samples import assert_same
+from .samples import assert_same, layout_of, state_dict_there
 
 
 def test_only_the_encoder_is_downloaded_and_only_once(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:
@@ -108,6 +110,29 @@ def test_convert_copies_a_cached_conversion(
     convert_to_folder(REPO, tmp_path / "target", HubOptions(**cache, local_files_only=True))
     assert sent_weights(hub) == 0
     assert_same(DeepEncoder.from_pretrained(tmp_path / "target"), original)
+
+
+def test_only_the_encoders_bytes_of_a_gguf_file_are_downloaded(
+    hub: Hub, original: DeepEncoder, cache: dict[str, Any], tmp_path: Path
+) -> None:
+    """A file of Ollama, with four times as many bytes of a language model."""
+    writer = pytest.importorskip("gguf").GGUFWriter(tmp_path / "model.gguf", "deepseekocr")
+    others = {f"blk.{number}.attn_q.weight": torch.zeros(1_500_000) for number in range(4)}
+    for name, tensor in (state_dict_there(original, layout_of("ollama")) | others).items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    hub.repos["some/gguf"] = tmp_path
+    assert_same(DeepEncoder.from_original("some/gguf", **cache), original)
+    sent = sum(count for name, count in hub.sent.items() if name.endswith(".gguf"))
+    assert (
+        size_of(original)
+        <= sent
+        <= size_of(original) + 1.1 * FIRST_READ
+        < (tmp_path / "model.gguf").stat().st_size / 3
+    )
 
 
 def test_another_class_is_refused_before_the_download(hub: Hub, original: DeepEncoder, cache: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors headers, pickles, TorchScript archives, indexes of shards, and missing or renamed tensors.
+"""Checkpoints: headers, pickles, TorchScript archives, indexes of shards, and missing or renamed tensors.
 
 Unusual: a conversion that succeeds must give the weights that were written, or say which parts it initialised.
 """
@@ -14,6 +14,8 @@ from random import Random
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 from safetensors.torch import load_file, save_file
 
 from deepencoder.conversion.checkpoint import open_checkpoint
@@ -76,6 +78,24 @@ def _change_entry(random: Random, header: dict[str, Any]) -> None:
             header["__metadata__"] = nasty_value(random)
         case _:
             header[name] = mutate_fields(random, entry)
+
+
+def nasty_gguf(random: Random, folder: Path, path: Path) -> bytes:
+    """Return a GGUF file with some tensors of a checkpoint, damaged in its header or anywhere."""
+    writer = GGUFWriter(path, "clip")
+    writer.add_array("words", ["some", "words"])
+    for name, tensor in list(load_file(folder / "model.safetensors").items())[:5]:
+        stored = random.choice((GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0))
+        fits = tensor.ndim > 1 and tensor.shape[-1] % 32 == 0
+        stored = stored if fits else GGMLQuantizationType.F32
+        writer.add_tensor(name, quantize(tensor.float().numpy(), stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = path.read_bytes()
+    header = random.choice((24, 200, len(data)))
+    return mutate_bytes(random, data[:header]) + data[header:]
 
 
 def nasty_pickle(trial: Trial) -> bytes:
@@ -162,11 +182,14 @@ def _open_and_read(trial: Trial, path: Path) -> None:
 
 def _run_file(trial: Trial) -> None:
     random = trial.random
-    if trial.chance(0.5):
-        folder = trial.materials.checkpoints[random.choice(sorted(trial.materials.checkpoints))]
-        suffix, data = ".safetensors", nasty_safetensors(random, (folder / "model.safetensors").read_bytes())
+    folder = trial.materials.checkpoints[random.choice(sorted(trial.materials.checkpoints))]
+    suffix = random.choice((".safetensors", ".safetensors", ".safetensors", ".gguf", ".pt", ".pth", ".bin"))
+    if suffix == ".safetensors":
+        data = nasty_safetensors(random, (folder / "model.safetensors").read_bytes())
+    elif suffix == ".gguf":
+        data = nasty_gguf(random, folder, trial.folder / "model.gguf")
     else:
-        suffix, data = random.choice((".pt", ".pth", ".bin")), nasty_pickle(trial)
+        data = nasty_pickle(trial)
     path = trial.folder / f"model{suffix}"
     path.write_bytes(data)
     trial.note(file=path.name, size=len(data), head=data[:100])
